@@ -1,0 +1,842 @@
+"""common.py: what infogan.py and ogan.py share, and nothing about either paper.
+
+In this order: errors and options, data sets, network blocks, scores, pictures, the run (loop, checkpoint, report).
+Needs torch and the standard library. Images are float tensors (N, C, H, W) in [0, 1] unless uint8 is said.
+"""
+
+import argparse
+import base64
+import contextlib
+import ctypes
+import functools
+import gzip
+import hashlib
+import html
+import io
+import itertools
+import json
+import math
+import os
+import platform
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")   # torch says so at import; we need none
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+# ---------------------------------------------------------------- errors and options
+
+class InputError(ValueError):
+    """Something the user gave cannot work; the message is one line: what was wrong, what was expected, what to do."""
+
+
+def option(default, help, low=None, high=None, choices=None):
+    """A dataclass field that is at once a default, a command-line flag with its help, and a range check."""
+    value = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(**value, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass
+class RunConfig:
+    """The options every method has. A subclass adds its own; InputError if a value has the wrong type or range."""
+    epochs: int = option(5, "total passes over the training images; 0 only evaluates and draws", low=0)
+    batch_size: int = option(128, "images in a step", low=2)
+    seed: int = option(0, "seed of everything drawn at random", low=0, high=2**63 - 1)
+    width: int = option(32, "channels of the first convolution; all others scale with it; the paper's is 64", low=1)
+    device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
+    data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn, no network), or FILE.pt")
+    data_root: str = option("data", "folder where data files are looked for and downloaded to")
+    out: str = option("", "run folder; empty: runs/<method>-<next free number>")
+    resume: str = option("", "run folder to go on with, under its own configuration, up to --epochs")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, kind, m = getattr(self, f.name), type(f.default_factory() if callable(f.default_factory) else f.default), f.metadata
+            flag = "--" + f.name.replace("_", "-")
+            if kind is float and type(value) is int:
+                setattr(self, f.name, value := float(value))
+            if type(value) is not kind:
+                raise InputError(f"{flag} is {value!r}; expected {kind.__name__}")
+            for number in value if kind is list else [value]:
+                if m["choices"] and number not in m["choices"]:
+                    raise InputError(f"{flag} is {number!r}; choose from {', '.join(m['choices'])}")
+                if kind in (int, float, list) and not (math.isfinite(number) and number >= (m["low"] or 0)
+                                                       and number <= (m["high"] or math.inf)):
+                    limit = f"at least {m['low'] or 0}" + (f" and at most {m['high']}" if m["high"] else "")
+                    raise InputError(f"{flag} is {number}; expected a number of {limit}")
+
+
+def parse(Config, method, description, argv=None):
+    """The command line as a Config. With --resume it is the checkpoint's, and only where to run may change."""
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise InputError(f"{message} (see {self.prog} --help)")
+
+    parser = Parser(description=description.strip().splitlines()[0], argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for f in fields(Config):
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"].replace("%", "%%") + f" (default: {shown})"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        elif isinstance(default, list):
+            parser.add_argument(flag, nargs="*", type=type(default[0]), metavar="K", help=text)
+        else:
+            names = f.metadata["choices"]
+            parser.add_argument(flag, type=type(default), help=text, metavar="|".join(names) if names else type(default).__name__.upper())
+    given = vars(parser.parse_args(argv))
+    if given.get("resume"):
+        fixed = sorted(set(given) - {"resume", "epochs", "device", "data_root"})
+        if fixed:
+            raise InputError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run; leave it out, or start a new run without --resume")
+        given = {**read_checkpoint(given["resume"], method)["config"], **given}
+    return Config(**given)
+
+
+def command_line(train, Config, method, description, argv=None):
+    """Parse, train; bad input ends as one line on stderr and status 2, an interrupted run as one line and 130."""
+    try:
+        train(parse(Config, method, description, argv))
+    except InputError as error:
+        print(f"{method}.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def pick_device(name):
+    """torch.device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; InputError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"--device {name} cannot be used here; expected auto, cpu, cuda, cuda:1 or mps; auto takes what there is") from None
+
+
+def inference(method):
+    """Decorate a method of a module: run it in eval mode without gradients, then put the mode back."""
+    @functools.wraps(method)
+    def wrapped(self, *args, **kwargs):
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return method(self, *args, **kwargs)
+        finally:
+            self.train(training)
+    return wrapped
+
+
+# ---------------------------------------------------------------- data
+
+IDX_FILES = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
+SOURCES = {   # mirrors in the order tried; where torchvision keeps the files; SHA-256 or MD5 of IDX_FILES in order
+    "mnist": (["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"], "MNIST/raw",
+              ["440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+               "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"]),
+    "fashion": (["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"], "FashionMNIST/raw",
+                ["8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe", "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"]),
+}
+MIRROR_TIMEOUT = 8   # seconds without an answer before the next mirror is tried
+
+
+@dataclass
+class Data:
+    """A data set on one device: images uint8 (N, C, H, W), labels int64 (N,) or None, known factors or None."""
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    test_images: torch.Tensor
+    test_labels: torch.Tensor | None
+    test_factors: dict | None = None
+
+    @property
+    def shape(self):
+        return tuple(self.images.shape[1:])
+
+    def to(self, device):
+        move = lambda v: {k: t.to(device) for k, t in v.items()} if isinstance(v, dict) else v.to(device) if torch.is_tensor(v) else v
+        return Data(*(move(getattr(self, f.name)) for f in fields(self)))
+
+
+def load_data(name, root="data"):
+    """Data named `mnist`, `fashion`, `digits` or a FILE.pt; `auto` is mnist, else digits with a warning on stderr.
+
+    Errors: InputError for an unknown name, a file that does not hold what it should, or a download that failed.
+    """
+    if name == "auto":
+        try:
+            return load_data("mnist", root)
+        except InputError as error:
+            print(f"WARNING: no MNIST ({error}); going on with DRAWN DIGITS instead (--data digits)", file=sys.stderr, flush=True)
+            name = "digits"
+    if name in SOURCES:
+        train, train_labels, test, test_labels = (read_idx(path) for path in find_or_download(name, root))
+        return Data(name, train[:, None], train_labels.long(), test[:, None], test_labels.long())
+    if name == "digits":
+        images, labels, factors = draw_digits(70_000)
+        return Data(name, images[:60_000], labels[:60_000], images[60_000:], labels[60_000:], {k: v[60_000:] for k, v in factors.items()})
+    if name.endswith(".pt"):
+        return load_file(name)
+    raise InputError(f"--data {name!r} is unknown; expected auto, mnist, fashion, digits or a FILE.pt")
+
+
+def find_or_download(name, root):
+    """The four IDX files of `name` as paths, downloaded to root/name where no genuine copy lies in root already."""
+    mirrors, torchvision, checksums = SOURCES[name]
+    root, paths = Path(root), []
+    for file, checksum in zip(IDX_FILES, checksums):
+        places = [folder / file for folder in (root, root / name, root / torchvision)]
+        found = next((path for path in places if genuine(path, checksum)), None)
+        paths.append(found or download(file, mirrors, checksum, root / name))
+    return paths
+
+
+def genuine(path, checksum):
+    """Whether the file is there with that SHA-256 (64 hex digits) or MD5 (32)."""
+    try:
+        return hashlib.new("sha256" if len(checksum) == 64 else "md5", Path(path).read_bytes()).hexdigest() == checksum
+    except OSError:
+        return False
+
+
+def download(file, mirrors, checksum, folder):
+    """Fetch `file` from the first mirror that gives the right bytes; InputError naming every URL tried otherwise."""
+    tried, timeout = [], socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(MIRROR_TIMEOUT)   # torch.hub has no timeout of its own
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            for mirror in mirrors:
+                try:
+                    path = Path(temporary, file)
+                    torch.hub.download_url_to_file(mirror + file, str(path), progress=sys.stderr.isatty())
+                    if genuine(path, checksum):
+                        return Path(os.replace(path, folder / file) or folder / file)
+                    tried.append(f"{mirror + file}: wrong checksum, {path.stat().st_size} bytes")
+                except Exception as error:   # refused, no such host, 404, silence, cut short: all mean the next mirror
+                    tried.append(f"{mirror + file}: {error}")
+    except OSError as error:
+        tried.append(f"{folder}: {error}")
+    finally:
+        socket.setdefaulttimeout(timeout)
+    raise InputError(f"could not get {file} (tried {'; '.join(tried)}); put the four .gz files into {folder} by hand, or take --data digits")
+
+
+def read_idx(path):
+    """An IDX file of unsigned bytes as a uint8 tensor (format: yann.lecun.com/exdb/mnist)."""
+    content = gzip.decompress(Path(path).read_bytes())
+    shape = struct.unpack_from(f">{content[3]}I", content, 4)
+    return torch.frombuffer(bytearray(content[4 + 4 * content[3]:]), dtype=torch.uint8).view(shape)
+
+
+def load_file(path):
+    """A user's own images: a dict saved by torch with `images` uint8 (N, C, H, W), H and W multiples of 4, and optionally
+    `labels` (N,), `test_images`, `test_labels`. Without test images every tenth image is held out for scoring."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"--data {path}: no such file") from None
+    except Exception:
+        raise InputError(f"--data {path} cannot be read; expected a dict of tensors saved by torch.save") from None
+    if not isinstance(content, dict) or not torch.is_tensor(content.get("images")):
+        raise InputError(f"--data {path} holds no `images`; expected a dict with `images` uint8 (N, C, H, W)")
+    images, labels = content["images"], content.get("labels")
+    if "test_images" in content:
+        test, test_labels = content["test_images"], content.get("test_labels")
+    else:
+        held_out = torch.arange(len(images)) % 10 == 9
+        if not held_out.any() or images.ndim != 4:
+            held_out = torch.ones(len(images), dtype=torch.bool)   # too few to hold any out: scored on what it learns from
+        test, test_labels = images[held_out], labels[held_out] if torch.is_tensor(labels) and len(labels) == len(images) else labels
+        if not held_out.all():
+            images, labels = images[~held_out], labels[~held_out] if torch.is_tensor(labels) and len(labels) == len(held_out) else labels
+    for key, x, y in (("images", images, labels), ("test_images", test, test_labels)):
+        if not torch.is_tensor(x) or x.dtype != torch.uint8 or x.ndim != 4 or not x.numel() or x.shape[1:] != images.shape[1:]:
+            got = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+            raise InputError(f"--data {path}: `{key}` is {got}; expected torch.uint8 (N, C, H, W), values 0 to 255")
+        if x.shape[2] % 4 or x.shape[3] % 4:
+            raise InputError(f"--data {path}: images are {x.shape[2]}x{x.shape[3]}; height and width must be multiples of 4; pad or crop them")
+        if y is not None and (not torch.is_tensor(y) or y.is_floating_point() or y.shape != x.shape[:1] or y.min() < 0):
+            raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0, one for each of the {len(x)} images")
+    both = labels is not None and test_labels is not None
+    return Data(str(path), images, labels.long() if both else None, test, test_labels.long() if both else None)
+
+
+STROKES = """0 40 21 13 16 28 49 68 76 73 61 40
+1 50 59
+1 22 50|50 59
+1 21 50|50 59|29 79
+2 12 40 71 63 36 19|19 79
+2 12 40 71 64 37 19 28 48 79
+3 11 40 72 54 44|44 65 77 59 28 17
+3 11 71|71 44|44 66 77 59 18
+4 50 16|16 86|60 69
+4 20 15|15 75|72 69
+5 71 20|20 14|14 44 75 67 49 18
+5 71 20|20 24 54 76 58 29 18
+6 60 23 16 28 49 77 65 45 17
+6 50 14 17 49 77 55 16
+7 11 71|71 39
+7 11 71|71 39|35 75
+7 22 11|11 71|71 54 49
+8 71 40 12 34 65 77 49 17 25 53 71
+8 50 22 44 66 49 27 44 62 50
+9 71 40 12 34 63 71|71 69
+9 71 40 13 34 62 71|71 66 49 28"""   # a line is one way to write a digit: its class, then strokes of points xy on a 10 x 10 grid
+
+
+def spline(points, count):
+    """(count, 2) samples, evenly spaced along the Catmull-Rom curve through `points` (n, 2), and the curve's length."""
+    p, t = torch.cat([points[:1], points, points[-1:]]), torch.linspace(0, 1, 33)[:, None]
+    a, b, c, d = p[:-3, None], p[1:-2, None], p[2:-1, None], p[3:, None]
+    curve = (b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))).flatten(0, 1)
+    walked = (curve[1:] - curve[:-1]).norm(dim=1).cumsum(0)
+    return curve[1:][torch.searchsorted(walked, torch.linspace(0, 0.9999, count) * walked[-1])], float(walked[-1])
+
+
+def draw_digits(n, seed=0, points=64, blur=0.8):
+    """Draw handwritten-looking digits whose factors are known: a data set that needs no network.
+
+    Returns uint8 images (n, 1, 28, 28), classes int64 (n,) and a dict of factors (n,): `slant` (horizontal shift for each unit
+    of height, right is positive), `thickness` (stroke width in pixels), `size` (height in pixels), `aspect` (width scale).
+    """
+    g = torch.Generator().manual_seed(seed)
+    uniform = lambda low, high, *shape: low + (high - low) * torch.rand(n, *shape, generator=g)
+    shapes, kinds, lengths = [], [], []
+    for line in STROKES.splitlines():
+        strokes = [torch.tensor([[float(xy[0]), float(xy[1])] for xy in part.split()]) for part in line[2:].split("|")]
+        length = [spline(s, 2)[1] for s in strokes]
+        cuts = [round(points * sum(length[:i]) / sum(length)) for i in range(len(strokes) + 1)]
+        path = torch.cat([spline(s, cuts[i + 1] - cuts[i])[0] for i, s in enumerate(strokes)])
+        shapes.append((path - (path.amin(0) + path.amax(0)) / 2) / 9)           # (points, 2), height 1 around 0
+        kinds.append(int(line[0]))
+        lengths.append(sum(length) / 9)
+    labels = torch.randint(10, (n,), generator=g)
+    kind = torch.multinomial((torch.tensor(kinds) == labels[:, None]).float(), 1, generator=g).flatten()
+    factors = {"slant": 0.1 + 0.25 * torch.randn(n, generator=g).clamp(-2, 2), "thickness": uniform(1.6, 3.8),
+               "size": uniform(16, 20), "aspect": uniform(0.75, 1.15)}
+    path = torch.stack(shapes)[kind]                                             # (n, points, 2)
+    wave, phase = 4 * torch.randn(n, 2, 3, generator=g), uniform(0, 2 * math.pi, 1, 3)
+    path = path + torch.sin(path @ wave + phase) @ (0.035 * torch.randn(n, 3, 2, generator=g))   # an unsteady hand
+    y = path[..., 1] * factors["size"][:, None]
+    x = path[..., 0] * (factors["aspect"] * factors["size"])[:, None] - factors["slant"][:, None] * y
+    x = x - x.mean(1, keepdim=True) + 14 + uniform(-1, 1, 1)
+    y = y - (y.amin(1, keepdim=True) + y.amax(1, keepdim=True)) / 2 + 14 + uniform(-1, 1, 1)
+    # A pixel's distance to the stroke is read off a sum of Gaussians along it, which factors over x and y: one small product.
+    bump = lambda v: torch.exp(-(torch.arange(28) + 0.5 - v[..., None]) ** 2 / (2 * blur**2))    # (n, points, 28)
+    on_stroke = points / (torch.tensor(lengths)[kind] * factors["size"]) * blur * math.sqrt(2 * math.pi)
+    images = torch.empty(n, 1, 28, 28, dtype=torch.uint8)
+    for i in torch.arange(n).split(2000):
+        density = bump(y[i]).transpose(1, 2) @ bump(x[i]) / on_stroke[i, None, None]             # (n, 28, 28)
+        distance = (-2 * blur**2 * density.log()).clamp(min=0).sqrt()
+        images[i, 0] = (255 * (factors["thickness"][i, None, None] / 2 + 0.5 - distance).clamp(0, 1)).round().byte()
+    return images, labels, factors
+
+
+# ---------------------------------------------------------------- network blocks
+
+def convolutional_trunk(shape, width, slope):
+    """Images (N, C, H, W) to features (N, 16 width): the InfoGAN paper's D without its head (width 64: 64, 128, FC 1024)."""
+    c, h, w = shape
+    return nn.Sequential(
+        nn.Conv2d(c, width, 4, 2, 1), nn.LeakyReLU(slope),                                              # (N, width, H/2, W/2)
+        nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(slope),   # (N, 2 width, H/4, W/4)
+        nn.Flatten(), nn.Linear(2 * width * (h // 4) * (w // 4), 16 * width, bias=False),
+        nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))                                                # (N, 16 width)
+
+
+def convolutional_generator(inputs, shape, width):
+    """Latents (N, inputs) to image logits (N, C, H, W): the InfoGAN paper's G before its output nonlinearity."""
+    c, h, w = shape
+    return nn.Sequential(
+        nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),               # (N, 16 width)
+        nn.Linear(16 * width, 2 * width * (h // 4) * (w // 4), bias=False),
+        nn.BatchNorm1d(2 * width * (h // 4) * (w // 4)), nn.ReLU(),
+        nn.Unflatten(1, (2 * width, h // 4, w // 4)),                                                   # (N, 2 width, H/4, W/4)
+        nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),    # (N, width, H/2, W/2)
+        nn.ConvTranspose2d(width, c, 4, 2, 1))                                                          # (N, C, H, W)
+
+
+def initialise(module):
+    """Weights N(0, 0.02), biases 0, as both papers' code does; for nn.Module.apply."""
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def in_batches(function, *tensors, size=1000):
+    """function over slices of `size` rows, outputs concatenated; uint8 slices arrive as float in [0, 1]."""
+    parts = zip(*(t.split(size) for t in tensors))
+    return torch.cat([function(*(p.float() / 255 if p.dtype == torch.uint8 else p for p in part)) for part in parts])
+
+
+# ---------------------------------------------------------------- scores
+
+def assignment(profit):
+    """The column for each row of `profit` (R, K), one-to-one, that maximises the sum: exact (Hungarian method, Kuhn 1955,
+    by shortest augmenting paths). Returns int64 (R,); -1 where R > K leaves a row without a column."""
+    rows, columns = profit.shape
+    size = max(rows, columns)
+    cost = (-F.pad(profit.double(), (0, size - columns, 0, size - rows))).tolist()
+    row_price, column_price, row_of = [0.0] * size, [0.0] * size, [None] * size
+    for start in range(size):
+        distance, parent, settled = [math.inf] * size, [None] * size, []
+        row, base = start, 0.0
+        while row is not None:                         # Dijkstra over reduced costs, from `start` to a free column
+            for j in set(range(size)) - set(settled):
+                step = base + cost[row][j] - row_price[row] - column_price[j]
+                if step < distance[j]:
+                    distance[j], parent[j] = step, row
+            column = min(set(range(size)) - set(settled), key=distance.__getitem__)
+            base = distance[column]
+            settled.append(column)
+            row = row_of[column]
+        for j in settled[:-1]:                         # keep reduced costs non-negative, and 0 along the path
+            row_price[row_of[j]] += base - distance[j]
+            column_price[j] -= base - distance[j]
+        row_price[start] += base
+        while parent[column] != start:                 # shift the matching along the path
+            previous = row_of.index(parent[column])
+            row_of[column], column = parent[column], previous
+        row_of[column] = start
+    chosen = torch.tensor([row_of.index(row) for row in range(rows)])
+    return torch.where(chosen < columns, chosen, -1)
+
+
+def contingency(a, b):
+    """Counts (max(a)+1, max(b)+1) of the pairs of two int64 label vectors (N,)."""
+    rows, columns = int(a.max()) + 1, int(b.max()) + 1
+    return torch.bincount(a * columns + b, minlength=rows * columns).view(rows, columns)
+
+
+def clustering_scores(clusters, labels):
+    """Accuracy under the best one-to-one matching, NMI (arithmetic mean), ARI and the confusion table [cluster][class]."""
+    table = contingency(clusters, labels).cpu()
+    t, n = table.double(), len(labels)
+    match = assignment(t)
+    matched = sum(int(table[k, c]) for k, c in enumerate(match.tolist()) if c >= 0)
+    entropy = [-torch.special.xlogy(p, p).sum() for p in (t.sum(1) / n, t.sum(0) / n)]
+    pairs, a, b = ((c * (c - 1) / 2).sum() for c in (t, t.sum(1), t.sum(0)))
+    expected, most = a * b / (n * (n - 1) / 2), (a + b) / 2
+    return {"accuracy": matched / n,
+            "nmi": float(2 * discrete_information(t) / sum(entropy)) if sum(entropy) > 0 else 1.0,
+            "ari": float((pairs - expected) / (most - expected)) if most != expected else 1.0,
+            "confusion": table.tolist()}
+
+
+def discrete_information(counts):
+    """Mutual information in nats of a table of counts: sum p(a,b) ln [p(a,b) / p(a)p(b)]."""
+    p = counts.double() / counts.sum()
+    return torch.special.xlogy(p, p).sum() - torch.special.xlogy(p.sum(0), p.sum(0)).sum() - torch.special.xlogy(p.sum(1), p.sum(1)).sum()
+
+
+def mutual_information_gap(codes, factors, bins=20):
+    """MIG (Chen et al. 2018, Eq. 6): for each factor the lead, in information, of the code that tells most of it over the next
+    one, as a share of the factor's entropy; the mean over factors, and each. Codes: a list, factors: a dict of (N,) tensors; floats
+    are put into `bins` bins by rank."""
+    binned = lambda v: v.argsort().argsort() * bins // len(v) if v.is_floating_point() else v
+    gaps = {}
+    for name, factor in factors.items():
+        factor = binned(factor)
+        best = sorted((float(discrete_information(contingency(binned(code), factor))) for code in codes), reverse=True) + [0.0]
+        gaps[name] = (best[0] - best[1]) / float(discrete_information(contingency(factor, factor)))
+    return {"mig": sum(gaps.values()) / len(gaps), "mig_factors": gaps}
+
+
+def rank_correlation(a, b):
+    """Spearman's rank correlation along the last dimension, ties sharing their mean rank; 0 where one side is constant."""
+    def ranks(v):
+        r = (v[..., :, None] > v[..., None, :]).float().sum(-1) + (v[..., :, None] == v[..., None, :]).float().sum(-1) / 2
+        return r - r.mean(-1, keepdim=True)
+    a, b = ranks(a), ranks(b)
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-9)
+
+
+def measure_strokes(images):
+    """Slant and stroke width of bright strokes on black, each (N,), from images (N, C, H, W) in [0, 1].
+
+    Slant is minus the covariance of x and y over the variance of y, as a mass distribution (y points down, so a lean to the
+    right is positive); width, in pixels, is twice the area over the perimeter, the perimeter being the total variation.
+    """
+    ink = images.mean(1)
+    mass = ink.sum((1, 2)).clamp(min=1e-6)
+    y, x = (torch.arange(s, dtype=ink.dtype, device=ink.device) for s in ink.shape[1:])
+    mean_x, mean_y = (ink.sum(1) @ x) / mass, (ink.sum(2) @ y) / mass
+    dx, dy = x - mean_x[:, None], y - mean_y[:, None]                                                  # (N, W), (N, H)
+    cov = torch.einsum("nhw,nh,nw->n", ink, dy, dx)
+    var = torch.einsum("nhw,nh->n", ink, dy**2).clamp(min=1e-6)
+    padded = F.pad(ink, (1, 1, 1, 1))
+    edge = ((padded[:, 1:, 1:] - padded[:, 1:, :-1]) ** 2 + (padded[:, 1:, 1:] - padded[:, :-1, 1:]) ** 2).sqrt().sum((1, 2))
+    return {"slant": -cov / var, "width": 2 * mass / edge.clamp(min=1e-6)}
+
+
+def frechet_distance(a, b):
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) between Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017)."""
+    a, b = a.double(), b.double()
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+@torch.no_grad()
+def encoding_scores(codes, labels, test_codes, test_labels):
+    """How well codes (N, D) of training images tell the class of test images, by their `labels`, which no GAN has seen:
+    `knn_accuracy`, a vote of the 5 nearest in Euclidean distance (a tie goes to the smaller class), and `probe_accuracy`,
+    logistic regression with weight decay 1e-4, fitted by L-BFGS."""
+    k, classes, square = min(5, len(codes)), int(torch.cat([labels, test_labels]).max()) + 1, codes.square().sum(1)
+    votes = torch.cat([labels[(2 * part @ codes.T - square).topk(k).indices] for part in test_codes.split(250)])     # (M, 5)
+    result = {"knn_accuracy": float((F.one_hot(votes, classes).sum(1).argmax(1) == test_labels).float().mean())}
+    probe = nn.Linear(codes.shape[1], classes, device=codes.device)
+    nn.init.zeros_(probe.weight), nn.init.zeros_(probe.bias)
+    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    @torch.enable_grad()
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(probe(codes), labels) + 1e-4 * probe.weight.square().sum()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    return result | {"probe_accuracy": float((probe(test_codes).argmax(1) == test_labels).float().mean())}
+
+
+def raw_bytes(tensor):
+    """The memory of a tensor as bytes (what numpy's tobytes would give)."""
+    tensor = tensor.cpu().contiguous()
+    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
+class Judge(nn.Module):
+    """A small classifier that scores generated images; it never trains a GAN. (N, C, H, W) in [0, 1] to logits; `features` (N, 64).
+
+    Three passes of Adam over the training images on the CPU from seed 0; kept in torch.hub.get_dir() by data set and recipe.
+    """
+    RECIPE = "conv5s2x16-conv3s2x32-fc64-bn adam 3e-3 onecycle batch 128 epochs 3 seed 0"
+
+    def __init__(self, shape, classes):
+        c, h, w = shape
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(c, 16, 5, 2, 2), nn.BatchNorm2d(16), nn.ReLU(),                                  # (N, 16, H/2, W/2)
+            nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(),                   # (N, 32 H/4 W/4)
+            nn.Linear(32 * (h // 4) * (w // 4), 64), nn.BatchNorm1d(64), nn.ReLU())                    # (N, 64)
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+    @classmethod
+    def for_data(cls, data):
+        """The judge of this data set, in eval mode on its device; None without labels."""
+        if data.labels is None or len(data.images) < 2:
+            return None
+        digest = hashlib.sha256(cls.RECIPE.encode() + torch.__version__.encode() + raw_bytes(data.images) + raw_bytes(data.labels)).hexdigest()[:16]
+        path = Path(torch.hub.get_dir(), "infogan-ogan", f"judge-{digest}.pt")
+        with torch.random.fork_rng(devices=[]):       # a cached judge and a fresh one leave the same random state behind
+            torch.default_generator.manual_seed(0)
+            judge = cls(data.shape, int(torch.cat([data.labels, data.test_labels]).max()) + 1)
+            try:
+                judge.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            except Exception:                         # absent, damaged or unreadable: train it anew
+                judge.fit(data.images.cpu(), data.labels.cpu())
+                with contextlib.suppress(OSError):    # a cache that cannot be written is no error
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_file(path, saved_bytes(judge.state_dict()))
+        return judge.to(data.images.device).eval().requires_grad_(False)
+
+    def fit(self, images, labels, epochs=3):
+        batch = min(128, len(images))
+        optimizer = torch.optim.Adam(self.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * (len(images) // batch) + 1)
+        for _ in range(epochs):
+            for i in torch.randperm(len(images)).split(batch)[:len(images) // batch]:
+                optimizer.zero_grad()
+                F.cross_entropy(self(images[i].float() / 255), labels[i]).backward()
+                optimizer.step()
+                schedule.step()
+
+    @torch.no_grad()
+    def frechet_scores(self, data, samples):
+        """`frechet` of samples (N, C, H, W) to the test images; `frechet_floor`, that of as many training images to them."""
+        test = in_batches(self.features, data.test_images)
+        floor = in_batches(self.features, data.images[:len(test)])
+        return {"frechet": frechet_distance(in_batches(self.features, samples), test), "frechet_floor": frechet_distance(floor, test),
+                "judge_accuracy": float((in_batches(self, data.test_images).argmax(1) == data.test_labels).float().mean())}
+
+
+# ---------------------------------------------------------------- pictures
+
+def grid(images, columns, scale=2):
+    """Images (N, C, H, W) in [0, 1] as one uint8 picture (height, width, 1 or 3), row by row, each pixel `scale` pixels wide."""
+    n, c, h, w = images.shape
+    c = 3 if c >= 3 else 1
+    pixels = (images[:, :c].cpu().clamp(0, 1) * 255).round().byte()
+    pixels = F.pad(F.pad(pixels, (1, 1, 1, 1), value=64), (0, 0, 0, 0, 0, 0, 0, -n % columns), value=64)
+    picture = pixels.view(-1, columns, c, h + 2, w + 2).permute(0, 3, 1, 4, 2).reshape(-1, columns * (w + 2), c)
+    return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+
+
+def png(*pictures, delay=0.5):
+    """Bytes of a PNG of one uint8 picture (H, W, 1 or 3), or of several as an animation, `delay` seconds each (W3C PNG, 3rd ed.)."""
+    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    h, w, c = pictures[0].shape
+    out = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2 if c == 3 else 0, 0, 0, 0))]
+    if len(pictures) > 1:
+        out.append(chunk(b"acTL", struct.pack(">II", len(pictures), 0)))
+    number = itertools.count()
+    for i, picture in enumerate(pictures):
+        data = zlib.compress(raw_bytes(F.pad(picture.reshape(h, w * c), (1, 0))), 9)   # each row behind its filter byte, 0
+        if len(pictures) > 1:
+            wait = round(1000 * delay * (4 if i == len(pictures) - 1 else 1))
+            out.append(chunk(b"fcTL", struct.pack(">IIIIIHHBB", next(number), w, h, 0, 0, wait, 1000, 0, 0)))
+        out.append(chunk(b"IDAT", data) if i == 0 else chunk(b"fdAT", struct.pack(">I", next(number)) + data))
+    return b"".join(out) + chunk(b"IEND", b"")
+
+
+def curve(name, points):
+    """An inline SVG line of (epoch, value) points with its range and last value."""
+    xs, ys = zip(*points)
+    low, high = min(ys), max(ys)
+    x = lambda v: 8 + 224 * (v - xs[0]) / max(xs[-1] - xs[0], 1)
+    y = lambda v: 88 - 64 * (v - low) / ((high - low) or 1)
+    line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+    return (f'<svg viewBox="0 0 240 110" role="img" aria-label="{name}"><text x="8" y="14">{name}: {ys[-1]:.4g}</text><polyline points="{line}"/>'
+            f'<circle cx="{x(xs[-1]):.1f}" cy="{y(ys[-1]):.1f}" r="3"/><text class="dim" x="8" y="105">{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}</text></svg>')
+
+
+def report(title, config, history, scores, pictures):
+    """The run as one self-contained HTML page. pictures: name -> (PNG bytes, caption)."""
+    number = lambda v: f"{v:.4g}" if isinstance(v, float) else html.escape(json.dumps(v))
+    table = lambda items: "<table>" + "".join(f"<tr><th>{html.escape(k)}<td>{number(v)}" for k, v in items if k != "confusion") + "</table>"
+    keys = [k for k, v in (history[-1] if history else {}).items() if isinstance(v, float) and k in history[0]]
+    curves = "".join(curve(html.escape(k), [(h["epoch"], h[k]) for h in history if k in h]) for k in keys)
+    figures = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}"><figcaption><b>{name}.png</b> {caption}</figcaption></figure>'
+                      for name, (image, caption) in pictures.items())
+    confusion = "".join("<tr>" + "".join(f"<td>{n}" for n in row) for row in scores.get("confusion", []))
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>
+body{{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}}section{{display:flex;flex-wrap:wrap;gap:1.2em;align-items:start}}
+figure{{margin:0;max-width:100%}}img{{max-width:100%;image-rendering:pixelated}}figcaption{{max-width:40em;color:#555}}svg{{width:240px;border:1px solid #ddd}}text{{font:12px system-ui}}
+.dim{{fill:#777}}polyline{{fill:none;stroke:#0a62c9;stroke-width:2}}circle{{fill:#0a62c9}}th{{text-align:left;font-weight:normal;color:#555;padding-right:1em}}td{{text-align:right}}
+</style><h1>{html.escape(title)}</h1><h2>Pictures</h2><section>{figures}</section><h2>Scores</h2><section>{table(scores.items())}
+{f'<div><p>Confusion table, test images: a row a category, a column a class</p><table>{confusion}</table></div>' if confusion else ''}</section>
+<h2>Over training</h2><section>{curves}</section><h2>Configuration</h2>{table(config.items())}</html>"""
+
+
+# ---------------------------------------------------------------- the run: loop, checkpoint, report
+
+def write_file(path, content):
+    """Write bytes or text so that the final name only ever holds a whole file: beside it, to the disk, then renamed."""
+    part = Path(f"{path}.part")
+    with open(part, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def saved_bytes(state):
+    """What torch.save would write, as bytes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def read_checkpoint(path, method):
+    """The dict in a checkpoint.pt (or in the run folder `path`) of that method, on the CPU; InputError if it is not one."""
+    path = Path(path)
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint; give a run folder or its checkpoint.pt") from None
+    except Exception:
+        raise InputError(f"{path} cannot be read as a checkpoint: cut short, damaged or of another kind") from None
+    if not isinstance(state, dict) or state.get("method") != method:
+        raise InputError(f"{path} is no checkpoint of {method}.py; its method is {state.get('method') if isinstance(state, dict) else None!r}")
+    return state
+
+
+def load_model(cls, Config, method, path, device="cpu"):
+    """cls(config, shape) with the weights of a checkpoint.pt or run folder, in eval mode; InputError if it is none."""
+    state = read_checkpoint(path, method)
+    model = cls(Config(**state["config"]), tuple(state["shape"]))
+    model.load_state_dict(state["model"])
+    return model.to(device).eval()
+
+
+class Run:
+    """A run folder and the loop around the training step: order of the images, progress, checkpoints, pictures, report.
+
+        for epoch in run.epochs():
+            for real in run.batches():                      # (N, C, H, W) in [0, 1]
+                run.log(training_step(...))                 # dict of 0-d tensors
+            run.end_epoch(scores, pictures)
+        run.end(scores, pictures)
+
+    Scores are dicts for JSON, pictures name -> (uint8 picture, caption); `samples` is also a frame of the animation.
+    """
+
+    def __init__(self, method, config, data, model, optimizers):
+        self.method, self.config, self.data, self.model, self.optimizers = method, config, data, model, optimizers
+        self.device = data.images.device
+        self.epoch, self.step, self.order, self.sums, self.seconds = 0, 0, None, None, 0.0
+        self.history, self.frames, self.stopping = [], [], False
+        self.folder = Path(config.resume) if config.resume else new_folder(method, config.out)
+        if config.resume:
+            self._restore(read_checkpoint(self.folder, method))
+        about = {"method": method, **asdict(config), "device": str(self.device), "torch": torch.__version__, "python": platform.python_version(),
+                 "image_shape": list(data.shape), "parameters": sum(p.numel() for p in model.parameters())}
+        del about["resume"], about["out"]
+        self.about = about
+        write_file(self.folder / "config.json", json.dumps(about, indent=2) + "\n")
+        self.save()
+        print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, {self.device}, torch {torch.__version__}, into {self.folder}", flush=True)
+
+    def save(self):
+        write_file(self.folder / "checkpoint.pt", saved_bytes({
+            "method": self.method, "config": asdict(self.config), "shape": list(self.data.shape), "epoch": self.epoch, "model": self.model.state_dict(),
+            "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()}, "step": self.step, "order": self.order, "sums": self.sums,
+            "seconds": self.seconds, "history": self.history, "frames": self.frames, "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}))
+
+    def _restore(self, state):
+        if tuple(state["shape"]) != self.data.shape:
+            raise InputError(f"{self.folder} was trained on images of {tuple(state['shape'])}, --data {self.data.name} has {self.data.shape}")
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.epoch, self.step, self.seconds, self.history, self.frames = (state[k] for k in ("epoch", "step", "seconds", "history", "frames"))
+        self.order, self.sums = (t if t is None else t.to(self.device) for t in (state["order"], state["sums"]))
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
+    def epochs(self):
+        """Yield 1-based epoch numbers up to --epochs. The first Ctrl-C or SIGTERM saves after the step and stops, the second stops."""
+        def stop(signum, frame):
+            self.stopping = True
+            for s in old:
+                signal.signal(s, old[s])
+        old = {}
+        with contextlib.suppress(ValueError):          # signals can be handled in the main thread only
+            for s in (signal.SIGINT, signal.SIGTERM):
+                old[s] = signal.signal(s, stop)
+        try:
+            while self.epoch < self.config.epochs:
+                yield self.epoch + 1
+        finally:
+            for s in old:
+                signal.signal(s, old[s])
+
+    def batches(self):
+        """Yield one epoch of training batches (N, C, H, W) in [0, 1], shuffled; the last, partial batch is left out."""
+        images, size = self.data.images, min(self.config.batch_size, len(self.data.images))
+        steps = len(images) // size
+        if self.order is None:
+            self.order = torch.randperm(len(images), device=self.device)
+        self.names, began, told = (), time.perf_counter() - self.seconds, time.perf_counter()
+        while self.step < steps:
+            if self.stopping:
+                self.seconds = time.perf_counter() - began
+                self.save()
+                raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in epoch {self.epoch + 1}; "
+                                        f"go on with: python {self.method}.py --resume {self.folder}")
+            yield images[self.order[self.step * size:(self.step + 1) * size]].float() / 255
+            self.step += 1
+            if sys.stdout.isatty() and (time.perf_counter() - told > 0.5 or self.step == steps):
+                told, done = time.perf_counter(), self.step / steps
+                left = (told - began) * (1 / done - 1 + (self.config.epochs - self.epoch - 1) / done)
+                print(f"\r\033[Kepoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  {self._losses()}  "
+                      f"{self.step * size / (told - began):.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", end="", flush=True)
+        self.losses = dict(zip(self.names, (self.sums / steps).tolist()))   # waits for the device, so the clock below is honest
+        self.seconds = time.perf_counter() - began
+        self.images_seen = steps * size
+
+    def log(self, losses):
+        """Add one step's losses, a dict of 0-d tensors, on the device; they are read once a report."""
+        self.names, values = tuple(losses), torch.stack([v.detach() for v in losses.values()])
+        self.sums = values if self.sums is None else self.sums + values
+
+    def _losses(self):
+        means = dict(zip(self.names, (self.sums / self.step).tolist()))
+        return "  ".join(f"{k} {v:.3f}" for k, v in means.items())
+
+    def end_epoch(self, scores, pictures):
+        bad = [k for k, v in self.losses.items() if not math.isfinite(v)]
+        if bad:
+            raise InputError(f"{bad[0]} became {self.losses[bad[0]]} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; lower the learning rates")
+        self.epoch += 1
+        line = {"epoch": self.epoch, "data": self.data.name, **self.losses, "seconds": self.seconds,
+                "images_per_second": self.images_seen / self.seconds, **scores}
+        self.history.append(line)
+        self.frames.append(pictures["samples"][0])
+        self.step, self.order, self.sums, self.seconds = 0, None, None, 0.0
+        self._write(line, pictures)
+        print(("\r\033[K" if sys.stdout.isatty() else "") + f"epoch {self.epoch}/{self.config.epochs}  " + brief(line), flush=True)
+
+    def end(self, scores, pictures):
+        """Add the final scores to the last epoch's line (epoch 0 if none was trained) and write everything once more."""
+        if not self.history:
+            self.history.append({"epoch": 0, "data": self.data.name})
+        self.history[-1].update(scores)
+        self._write(self.history[-1], pictures)
+        print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
+
+    def _write(self, scores, pictures):
+        self.save()
+        write_file(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
+        images = {name: (png(picture), caption) for name, (picture, caption) in pictures.items()}
+        if len(self.frames) > 1:
+            images["training"] = (png(*self.frames), "The fixed samples after each epoch.")
+        for name, (image, _) in images.items():
+            write_file(self.folder / f"{name}.png", image)
+        write_file(self.folder / "index.html", report(f"{self.method} on {self.data.name}, epoch {self.epoch}", self.about, self.history, scores, images))
+
+
+def brief(scores):
+    return "  ".join(f"{k} {v:.4g}" for k, v in scores.items() if isinstance(v, float))
+
+
+def new_folder(method, out):
+    """Make and return the run folder; InputError if `out` holds something already."""
+    for number in itertools.count(1):
+        folder = Path(out or f"runs/{method}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if out and folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            if out:
+                raise InputError(f"--out {out} exists already; choose another folder, or go on with it: --resume {out}") from None
+        except OSError as error:
+            raise InputError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
+
+
+def start(config):
+    """What every training begins with: seed, device, data set on that device. Sets config.data to the set actually used."""
+    device = pick_device(config.device)
+    data = load_data(config.data, config.data_root)
+    config.data = data.name
+    torch.manual_seed(config.seed)
+    return device, data.to(device)

@@ -1,0 +1,302 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.2"]
+# ///
+"""InfoGAN: a GAN that learns, unsupervised, to read back the codes it draws from (Chen et al. 2016, arXiv 1606.03657).
+
+The generator G draws an image from noise z and codes c = (categories c1.., continuous c2, c3..). A second head Q on the
+discriminator D reads the codes back from the image. Rewarding right readings is maximising a lower bound of I(c; G(z, c)),
+so each code comes to mean something visible: on MNIST the category is the digit, c2 and c3 slant and stroke width.
+
+    V(D, G) = E log D(x) + E log(1 - D(G(z, c)))                          (1)  the GAN game
+    L_I(G, Q) = E[log Q(c | G(z, c))] + H(c)  <=  I(c; G(z, c))           (5)  in nats
+    min over G, Q  max over D   V(D, G) - lambda L_I(G, Q)                (6)
+
+Who learns L_I. Equation 6 gives it to G and Q, and says nothing of the layers Q shares with D. The authors' code puts L_I
+into D's step, so that it trains Q's head AND the shared trunk, and once more into G's step. So does this file, since a
+trunk that hears only real-or-fake need not keep what Q wants to read; --detach-trunk reads (6) to the letter (Q's head and
+G alone), and --separate-q gives Q a trunk of its own, which only L_I trains.
+
+Where this differs from the paper (P) or the authors' code (C):
+- G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
+- The half-width networks (--width 32) are the default, for a laptop; --width 64 is P and C.
+- Q predicts mean and standard deviation (P; C fixes the deviation at 1), std = softplus(.) + 0.01.
+- lambda is 1 for categories (P and C) and 0.1 for continuous codes (P: "smaller"; C: 1).
+- H of a continuous code is that of its uniform prior, ln 2r nats (C takes a unit Gaussian's, and so overstates L_I).
+- The noise z is uniform on (-1, 1) as in C; P does not say. Weights start from N(0, 0.02).
+
+    python infogan.py --epochs 5
+
+    from infogan import InfoGAN
+    model = InfoGAN.load("runs/infogan-1")
+    images = model.sample(8, categorical=3, continuous=[0.0, 1.5])        # (8, 1, 28, 28) in [0, 1]
+    codes = model.encode(images)                                          # codes.categorical[0] (8, 10), .mean, .std (8, 2)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import common   # before torch: it silences torch's warning that numpy is absent
+import torch
+import torch.nn.functional as F
+from common import InputError, inference, option
+from torch import nn
+
+
+@dataclass
+class Config(common.RunConfig):
+    noise: int = option(62, "noise variables z, which no one reads back")
+    categorical: list[int] = option([10], "sizes of the categorical codes, e.g. 10 5 5; none for none", low=2)
+    continuous: int = option(2, "number of continuous codes")
+    code_range: float = option(1.0, "continuous codes are uniform on (-r, r)")
+    lambda_categorical: float = option(1.0, "weight of L_I for the categorical codes")
+    lambda_continuous: float = option(0.1, "weight of L_I for the continuous codes")
+    separate_q: bool = option(False, "give Q a trunk of its own instead of D's")
+    detach_trunk: bool = option(False, "L_I trains Q's head and G, not the trunk shared with D (Equation 6 to the letter)")
+    lr_discriminator: float = option(2e-4, "Adam's rate for D and Q")
+    lr_generator: float = option(1e-3, "Adam's rate for G")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.categorical and not self.continuous:
+            raise InputError("--categorical and --continuous are both empty; InfoGAN needs at least one code")
+        if self.continuous and not self.code_range:
+            raise InputError("--code-range is 0; expected a positive number, e.g. 1.0")
+        if self.separate_q and self.detach_trunk:
+            raise InputError("--detach-trunk is about the trunk that D and Q share; with --separate-q there is none, leave one out")
+
+
+# ---------------------------------------------------------------- networks
+
+class Codes(NamedTuple):
+    """What Q reads off N images: for each categorical code probabilities (N, K); mean and std (N, continuous)."""
+    categorical: list[torch.Tensor]
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+class InfoGAN(nn.Module):
+    """Generator, discriminator and recogniser for images of `shape` (C, H, W), H and W multiples of 4, values in [0, 1].
+
+    A latent is (N, noise + sum of category sizes + continuous): noise, a one-hot vector a category, continuous codes.
+    """
+
+    def __init__(self, config=None, shape=(1, 28, 28)):
+        super().__init__()
+        self.config = c = config or Config()
+        self.generator = common.convolutional_generator(c.noise + sum(c.categorical) + c.continuous, shape, c.width)
+        self.trunk = common.convolutional_trunk(shape, c.width, slope=0.1)
+        self.d_head = nn.Linear(16 * c.width, 1)
+        self.q_trunk = common.convolutional_trunk(shape, c.width, slope=0.1) if c.separate_q else None
+        self.q_head = nn.Sequential(nn.Linear(16 * c.width, 2 * c.width, bias=False), nn.BatchNorm1d(2 * c.width), nn.LeakyReLU(0.1),
+                                    nn.Linear(2 * c.width, sum(c.categorical) + 2 * c.continuous))
+        self.apply(common.initialise)
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """The trained model in a checkpoint.pt or its run folder, in eval mode; InputError if there is none."""
+        return common.load_model(cls, Config, "infogan", path, device)
+
+    def draw(self, latent):
+        """G: latents (N, noise + codes) to images (N, C, H, W) in [0, 1]."""
+        return self.generator(latent).sigmoid()
+
+    def discriminate(self, images):
+        """D and Q: images (N, C, H, W) to real-or-fake logits (N,) and what Q reads, (N, sum of K + 2 continuous), for `split`."""
+        features = self.trunk(images)                                                # (N, 16 width)
+        seen = features.detach() if self.config.detach_trunk else features
+        return self.d_head(features).flatten(), self.q_head(self.q_trunk(images) if self.q_trunk else seen)
+
+    def sample_latent(self, n, categorical=None, continuous=None, generator=None):
+        """n latents from the prior, on the model's device, with the codes that are given held fixed; InputError if they do not fit.
+
+        categorical: a category of the first code for all, or (n,) one for each image, or (n, m) for the first m codes.
+        continuous: anything that broadcasts to (n, continuous); values beyond the prior's range extrapolate.
+        """
+        c, device = self.config, self.d_head.weight.device
+        noise = torch.rand(n, c.noise, device=device, generator=generator) * 2 - 1
+        picks = [torch.randint(k, (n,), device=device, generator=generator) for k in c.categorical]
+        if categorical is not None:
+            given = torch.as_tensor(categorical, device=device)
+            given = given.expand(n)[:, None] if given.ndim == 0 or given.shape == (n,) else given
+            if given.ndim != 2 or len(given) != n or given.shape[1] > len(picks) or given.is_floating_point():
+                raise InputError(f"categorical is {tuple(given.shape)}; expected whole numbers: one, ({n},) or ({n}, up to {len(picks)})")
+            for i, k in enumerate(c.categorical[:given.shape[1]]):
+                if n and not 0 <= given[:, i].min() <= given[:, i].max() < k:
+                    raise InputError(f"categorical code {i + 1} has categories 0 to {k - 1}; got {given[:, i].tolist()}")
+                picks[i] = given[:, i].long()
+        values = (torch.rand(n, c.continuous, device=device, generator=generator) * 2 - 1) * c.code_range
+        if continuous is not None:
+            given = torch.as_tensor(continuous, dtype=torch.float32, device=device)
+            try:
+                values = given.expand(n, c.continuous)
+            except RuntimeError:
+                raise InputError(f"continuous is {tuple(given.shape)}; expected what broadcasts to ({n}, {c.continuous})") from None
+        return torch.cat([noise, *(F.one_hot(pick, k).float() for pick, k in zip(picks, c.categorical)), values], 1)
+
+    @inference
+    def generate(self, latent):
+        """Images (N, C, H, W) in [0, 1] of latents (N, noise + codes), drawn in eval mode."""
+        return common.in_batches(self.draw, latent)
+
+    def sample(self, n, categorical=None, continuous=None):
+        """n new images (n, C, H, W) in [0, 1]; codes as for `sample_latent`, at random where not given."""
+        return self.generate(self.sample_latent(n, categorical, continuous))
+
+    @inference
+    def read(self, images):
+        """Q's raw output for images (N, C, H, W) in [0, 1] or uint8, in eval mode."""
+        return common.in_batches(lambda x: self.discriminate(x)[1], images)
+
+    def encode(self, images):
+        """The Codes that Q reads off images (N, C, H, W), in [0, 1] or uint8: probabilities, means and standard deviations."""
+        logits, mean, std = split(self.read(images), self.config)
+        return Codes([part.softmax(1) for part in logits], mean, std)
+
+
+# ---------------------------------------------------------------- losses and the training step
+
+def discriminator_loss(real, fake):
+    """-E log D(x) - E log(1 - D(G)), Equation 1 for D, from logits (N,) and (N,)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(fake):
+    """-E log D(G), the non-saturating form of Equation 1 for G, from logits (N,)."""
+    return F.softplus(-fake).mean()
+
+
+def gaussian_nll(code, mean, std):
+    """-log N(code; mean, std^2) in nats, elementwise."""
+    return 0.5 * ((code - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)
+
+
+def split(read, config):
+    """Q's raw output (N, sum of K + 2 continuous) as a list of logits (N, K), mean and std (N, continuous)."""
+    *logits, mean, raw = read.split([*config.categorical, config.continuous, config.continuous], dim=1)
+    return logits, mean, F.softplus(raw) + 0.01
+
+
+def information(read, latent, config):
+    """L_I in nats, Equation 5, from Q's raw output and the latents: a list, one a category (at most ln K each), and (continuous,)."""
+    _, *onehots, values = latent.split([config.noise, *config.categorical, config.continuous], dim=1)
+    logits, mean, std = split(read, config)
+    categorical = [math.log(k) - F.cross_entropy(l, onehot) for k, l, onehot in zip(config.categorical, logits, onehots)]
+    return categorical, math.log(2 * config.code_range) - gaussian_nll(values, mean, std).mean(0)
+
+
+def information_loss(read, latent, config):
+    """-lambda L_I, the second term of Equation 6, summed over the codes."""
+    categorical, continuous = information(read, latent, config)
+    return -config.lambda_categorical * sum(categorical) - config.lambda_continuous * continuous.sum()
+
+
+def training_step(model, d_optimizer, g_optimizer, real):
+    """One update of D and Q, then one of G, on images (N, C, H, W) in [0, 1]; returns the losses as 0-d tensors."""
+    latent = model.sample_latent(len(real))
+    fake = model.draw(latent)
+
+    # (1) D tells real from fake; Q, and the trunk it shares with D, read the codes of the fake
+    real_logit, _ = model.discriminate(real)
+    fake_logit, read = model.discriminate(fake.detach())
+    loss_d = discriminator_loss(real_logit, fake_logit)
+    d_optimizer.zero_grad()
+    (loss_d + information_loss(read, latent, model.config)).backward()
+    d_optimizer.step()
+
+    # (2) G fools D and makes its codes readable; the gradient passes through D and Q and stops at G's weights
+    fake_logit, read = model.discriminate(fake)
+    loss_g, loss_i = generator_loss(fake_logit), information_loss(read, latent, model.config)
+    g_optimizer.zero_grad()
+    (loss_g + loss_i).backward(inputs=list(model.generator.parameters()))
+    g_optimizer.step()
+    return {"loss_d": loss_d, "loss_g": loss_g, "loss_information": loss_i}
+
+
+# ---------------------------------------------------------------- scores, pictures, training
+
+def scores(model, data, judge=None, full=False):
+    """Scores on the test images and 10,000 fresh samples, keys as in the README; only the cheap ones unless `full`."""
+    c = model.config
+    latent = model.sample_latent(10_000, generator=torch.Generator(data.images.device).manual_seed(0))
+    samples = model.generate(latent)
+    categorical, continuous = information(model.read(samples), latent, c)
+    result = {"mi_categorical": [float(v) for v in categorical], "mi_categorical_ceiling": [math.log(k) for k in c.categorical],
+              "mi_continuous": continuous.tolist()}
+    codes = model.encode(data.test_images)
+    if data.test_labels is not None and c.categorical:
+        result |= common.clustering_scores(codes.categorical[0].argmax(1), data.test_labels)
+    if full and judge:
+        result |= judge.frechet_scores(data, samples)
+    if full and data.shape[0] == 1:
+        result["effect"] = {f"c{len(c.categorical) + 1 + j}": effect(model, latent[:500], j, data) for j in range(c.continuous)}
+    if full and data.test_factors:
+        named = [p.argmax(1) for p in codes.categorical] + list(codes.mean.T)
+        result |= common.mutual_information_gap(named, {"class": data.test_labels, **data.test_factors})
+    return result
+
+
+def effect(model, latent, j, data):
+    """What continuous code j does to slant and stroke width: latents (N, .) are redrawn with it at 9 values over twice its range.
+
+    For each measure, [rank correlation of code and measure over one latent's 9 images, mean over latents; its mean change from one
+    end to the other, in standard deviations of the measure over the test images].
+    """
+    sweep = torch.linspace(-2, 2, 9, device=latent.device) * model.config.code_range
+    latent = latent.repeat_interleave(9, 0)
+    latent[:, j - model.config.continuous] = sweep.repeat(len(latent) // 9)
+    usual = common.measure_strokes(data.test_images.float() / 255)
+    result = {}
+    for name, value in common.measure_strokes(model.generate(latent)).items():
+        value = value.view(-1, 9)
+        result[name] = [float(common.rank_correlation(value, sweep.expand_as(value)).mean()),
+                        float((value[:, -1] - value[:, 0]).mean() / usual[name].std())]
+    return result
+
+
+def pictures(model):
+    """What the run folder shows, name -> (picture, caption), from latents that are the same on every call."""
+    c, device = model.config, model.d_head.weight.device
+    generator = torch.Generator(device).manual_seed(1)
+    shown = {"samples": (common.grid(model.generate(model.sample_latent(100, generator=generator)), 10), "Samples.")}
+    columns, rows, start = model.sample_latent(10, generator=generator), model.sample_latent(10, generator=generator), c.noise
+    for i, k in enumerate(c.categorical):
+        onehots, latent = torch.eye(k, device=device), columns.repeat(k, 1)
+        latent[:, start:start + k] = onehots.repeat_interleave(10, 0)
+        shown[f"traversal{i + 1 if i else ''}"] = common.grid(model.generate(latent), 10), f"A row a category of c{i + 1}, a column a latent."
+        if i == 0:
+            rows = columns[:1].repeat(k, 1)
+            rows[:, start:start + k] = onehots
+        start += k
+    sweep = torch.linspace(-2, 2, 10, device=device) * c.code_range
+    for j in range(c.continuous):
+        name, latent = f"c{len(c.categorical) + 1 + j}", rows.repeat_interleave(10, 0)
+        latent[:, start + j] = sweep.repeat(len(rows))
+        shown[name] = common.grid(model.generate(latent), 10), f"{name} from {sweep[0]:g} to {sweep[-1]:g}, twice the range it was trained on."
+    return shown
+
+
+def train(config):
+    """Train as `config` says, or go on with config.resume; returns the model in eval mode and its Run."""
+    device, data = common.start(config)
+    model = InfoGAN(config, data.shape).to(device)
+    q_layers = [m for m in (model.trunk, model.d_head, model.q_trunk, model.q_head) if m]
+    d_optimizer = torch.optim.Adam([p for m in q_layers for p in m.parameters()], config.lr_discriminator, betas=(0.5, 0.999))
+    g_optimizer = torch.optim.Adam(model.generator.parameters(), config.lr_generator, betas=(0.5, 0.999))
+    run = common.Run("infogan", config, data, model, {"d": d_optimizer, "g": g_optimizer})
+    for _ in run.epochs():
+        model.train()
+        for real in run.batches():
+            run.log(training_step(model, d_optimizer, g_optimizer, real))
+        run.end_epoch(scores(model, data), pictures(model))
+    run.end(scores(model, data, common.Judge.for_data(data), full=True), pictures(model))
+    return model.eval(), run
+
+
+def main(argv=None):
+    common.command_line(train, Config, "infogan", __doc__, argv)
+
+
+if __name__ == "__main__":
+    main()
