@@ -390,6 +390,9 @@ def in_batches(function, *tensors, size=1000):
 
 # ---------------------------------------------------------------- scores
 
+SAMPLES = 10_000   # fresh samples that scores are taken from
+
+
 def assignment(profit):
     """The column for each row of `profit` (R, K), one-to-one, that maximises the sum: exact (Hungarian method, Kuhn 1955,
     by shortest augmenting paths). Returns int64 (R,); -1 where R > K leaves a row without a column."""
@@ -506,18 +509,18 @@ def encoding_scores(codes, labels, test_codes, test_labels):
     k, classes, square = min(5, len(codes)), int(torch.cat([labels, test_labels]).max()) + 1, codes.square().sum(1)
     votes = torch.cat([labels[(2 * part @ codes.T - square).topk(k).indices] for part in test_codes.split(250)])     # (M, 5)
     result = {"knn_accuracy": float((F.one_hot(votes, classes).sum(1).argmax(1) == test_labels).float().mean())}
-    probe = nn.Linear(codes.shape[1], classes, device=codes.device)
-    nn.init.zeros_(probe.weight), nn.init.zeros_(probe.bias)
-    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    weight = torch.zeros(codes.shape[1], classes, device=codes.device, requires_grad=True)
+    bias = torch.zeros(classes, device=codes.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     @torch.enable_grad()
     def closure():
         optimizer.zero_grad()
-        loss = F.cross_entropy(probe(codes), labels) + 1e-4 * probe.weight.square().sum()
+        loss = F.cross_entropy(codes @ weight + bias, labels) + 1e-4 * weight.square().sum()
         loss.backward()
         return loss
     optimizer.step(closure)
-    return result | {"probe_accuracy": float((probe(test_codes).argmax(1) == test_labels).float().mean())}
+    return result | {"probe_accuracy": float(((test_codes @ weight + bias).argmax(1) == test_labels).float().mean())}
 
 
 def raw_bytes(tensor):
@@ -838,5 +841,7 @@ def start(config):
     device = pick_device(config.device)
     data = load_data(config.data, config.data_root)
     config.data = data.name
+    if data.labels is None:
+        print(f"{data.name} has no labels: the scores that need them are left out")
     torch.manual_seed(config.seed)
     return device, data.to(device)

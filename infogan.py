@@ -217,9 +217,9 @@ def training_step(model, d_optimizer, g_optimizer, real):
 # ---------------------------------------------------------------- scores, pictures, training
 
 def scores(model, data, judge=None, full=False):
-    """Scores on the test images and 10,000 fresh samples, keys as in the README; only the cheap ones unless `full`."""
+    """Scores on the test images and common.SAMPLES fresh samples, keys as in the README; only the cheap ones unless `full`."""
     c = model.config
-    latent = model.sample_latent(10_000, generator=torch.Generator(data.images.device).manual_seed(0))
+    latent = model.sample_latent(common.SAMPLES, generator=torch.Generator(data.images.device).manual_seed(0))
     samples = model.generate(latent)
     categorical, continuous = information(model.read(samples), latent, c)
     result = {"mi_categorical": [float(v) for v in categorical], "mi_categorical_ceiling": [math.log(k) for k in c.categorical],

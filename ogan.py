@@ -192,8 +192,8 @@ def training_step(model, e_optimizer, g_optimizer, real):
 # ---------------------------------------------------------------- scores, pictures, training
 
 def scores(model, data, judge=None, full=False):
-    """Scores on the test images and 10,000 fresh latents, keys as in the README; only the cheap ones unless `full`."""
-    latent = model.sample_latent(10_000, torch.Generator(data.images.device).manual_seed(0))
+    """Scores on the test images and common.SAMPLES fresh latents, keys as in the README; only the cheap ones unless `full`."""
+    latent = model.sample_latent(common.SAMPLES, torch.Generator(data.images.device).manual_seed(0))
     samples, test = model.generate(latent), data.test_images.float() / 255
     raw = model.read(data.test_images)
     again, mean_image = model.generate(standardise(raw)), data.images.float().mean(0) / 255

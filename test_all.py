@@ -1,0 +1,903 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.2"]
+# ///
+"""The tests of infogan.py, ogan.py and common.py: `python test_all.py [part of a name ...]`, with torch alone; pytest finds them too.
+
+Each oracle is independent of what it checks: torch.distributions, torch.corrcoef, brute force, a closed form, a second formula.
+"""
+
+import ast
+import contextlib
+import gzip
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import math
+import os
+import re
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import unittest
+import zlib
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import common
+import infogan
+import ogan
+import torch
+import torch.nn.functional as F
+from common import InputError
+
+HERE = Path(__file__).resolve().parent
+METHODS = {"infogan": infogan, "ogan": ogan}
+
+
+# ---------------------------------------------------------------- helpers
+
+@contextlib.contextmanager
+def folder():
+    """An empty working folder, a torch cache of its own, few samples to score; output is kept quiet and given as (out, err)."""
+    with tempfile.TemporaryDirectory() as name:
+        before, hub, samples = os.getcwd(), torch.hub.get_dir(), common.SAMPLES
+        os.chdir(name)
+        common.SAMPLES = 300
+        torch.hub.set_dir(str(Path(name, "hub")))
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                yield Path(name), out, err
+        finally:
+            os.chdir(before)
+            torch.hub.set_dir(hub)
+            common.SAMPLES = samples
+
+
+def small_data(n=160, shape=(1, 28, 28), path="small.pt", labels=True):
+    """A FILE.pt of drawn digits, reshaped to other sizes and channels where asked; returns its path."""
+    images, classes, _ = common.draw_digits(n + 40)
+    images = F.interpolate(images.float(), size=shape[1:]).byte().repeat(1, shape[0], 1, 1)
+    content = {"images": images[:n], "test_images": images[n:]}
+    torch.save(content | ({"labels": classes[:n], "test_labels": classes[n:]} if labels else {}), path)
+    return path
+
+
+def run(method, *flags):
+    """main() with these flags at a tiny size; returns the run's checkpoint."""
+    flags = [str(f) for f in flags]
+    for name, value in (("--width", "2"), ("--batch-size", "32"), ("--device", "cpu"), ("--data", "small.pt"), ("--epochs", "1"), ("--out", "run")):
+        flags += [name, value] if name not in flags and "--resume" not in flags else []
+    METHODS[method].main(flags)
+    return torch.load(Path(flags[flags.index("--out" if "--out" in flags else "--resume") + 1], "checkpoint.pt"), weights_only=True)
+
+
+def refused(function, *words):
+    """Whether the call ends with InputError, or status 2, and one line that holds every word; nothing is swallowed otherwise."""
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err):
+            function()
+    except InputError as error:
+        message = str(error)
+    except SystemExit as stop:
+        assert stop.code == 2, stop.code
+        message = err.getvalue().strip()
+    else:
+        raise AssertionError(f"accepted; expected an error with {words}")
+    assert "\n" not in message and all(word in message for word in words), message
+    return True
+
+
+def equal(a, b):
+    """Bit-for-bit equality of nested dicts, lists and tensors, times apart."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k not in ("seconds", "images_per_second", "resume", "out", "epochs"))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+def decode_png(content):
+    """Pictures (H, W, C) and chunk names of a PNG or APNG, by zlib and the standard's layout; every CRC is checked."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    at, names, packed = 8, [], []
+    while at < len(content):
+        length, kind = struct.unpack(">I4s", content[at:at + 8])
+        body = content[at + 8:at + 8 + length]
+        assert struct.unpack(">I", content[at + 8 + length:at + 12 + length])[0] == zlib.crc32(kind + body)
+        if kind == b"IHDR":
+            w, h, depth, color = struct.unpack(">IIBB", body[:10])
+            assert depth == 8
+        packed += [body] if kind == b"IDAT" else [body[4:]] if kind == b"fdAT" else []
+        names.append(kind.decode())
+        at += 12 + length
+    channels = {0: 1, 2: 3}[color]
+    pictures = []
+    for data in packed:
+        rows = torch.tensor(list(zlib.decompress(data)), dtype=torch.uint8).view(h, 1 + w * channels)
+        assert not rows[:, 0].any()                # filter type 0: the rest is the pixels
+        pictures.append(rows[:, 1:].reshape(h, w, channels))
+    return pictures, names
+
+
+# ---------------------------------------------------------------- losses
+
+def test_pearson_is_corrcoef():
+    u, v = torch.randn(7, 33, dtype=torch.double), torch.randn(7, 33, dtype=torch.double) * 3 + 5
+    oracle = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(u, v)])
+    assert torch.allclose(ogan.pearson_correlation(u, v), oracle, atol=1e-12)
+
+
+def test_pearson_of_itself_is_one_and_of_a_constant_is_zero():
+    v = torch.randn(50, 64)
+    assert (ogan.pearson_correlation(v, v) - 1).abs().max() < 1e-6 and (ogan.pearson_correlation(v, -2 * v + 1) + 1).abs().max() < 1e-6
+    constant = torch.full((3, 64), 7.0, requires_grad=True)
+    rho = ogan.pearson_correlation(constant, v[:3])
+    rho.sum().backward()
+    assert torch.equal(rho, torch.zeros(3)) and constant.grad.isfinite().all()
+
+
+def test_rho_is_squared_error_without_mean_and_std():
+    u, v = torch.randn(5, 16), torch.randn(5, 16)
+    distance = ((u - u.mean(1, keepdim=True)) / u.std(1, correction=0, keepdim=True)
+                - (v - v.mean(1, keepdim=True)) / v.std(1, correction=0, keepdim=True)).square().sum(1)
+    assert torch.allclose(distance, 2 * 16 * (1 - ogan.pearson_correlation(u, v)), atol=1e-4)
+
+
+def test_gaussian_nll_is_torch_distributions():
+    c, mean, std = torch.randn(9, 2), torch.randn(9, 2), torch.rand(9, 2) + 0.1
+    assert torch.allclose(infogan.gaussian_nll(c, mean, std), -torch.distributions.Normal(mean, std).log_prob(c), atol=1e-5)
+
+
+def test_infogan_losses_are_binary_cross_entropy():
+    real, fake = torch.randn(50) * 4, torch.randn(50) * 4
+    bce = F.binary_cross_entropy_with_logits
+    assert torch.allclose(infogan.discriminator_loss(real, fake), bce(real, torch.ones(50)) + bce(fake, torch.zeros(50)))
+    assert torch.allclose(infogan.generator_loss(fake), bce(fake, torch.ones(50)))
+    assert infogan.generator_loss(torch.tensor([-1000.0])).isfinite()
+
+
+def test_information_reaches_its_ceiling_and_zero():
+    c = infogan.Config(categorical=[10, 4], continuous=1, code_range=2.0, noise=3)
+    model = infogan.InfoGAN(c)
+    latent = model.sample_latent(4000)
+    onehots, value = latent[:, 3:17], latent[:, 17:]
+    raw_std = torch.full_like(value, 0.5)
+    categorical, continuous = infogan.information(torch.cat([onehots * 100, value, raw_std], 1), latent, c)
+    assert abs(categorical[0] - math.log(10)) < 1e-4 and abs(categorical[1] - math.log(4)) < 1e-4
+    std = float(F.softplus(torch.tensor(0.5)) + 0.01)
+    entropy = torch.distributions.Uniform(-2.0, 2.0).entropy()
+    assert torch.allclose(continuous, entropy + torch.distributions.Normal(0.0, std).log_prob(torch.zeros(1)), atol=1e-5)
+    blind, _ = infogan.information(torch.cat([onehots * 0, value, raw_std], 1), latent, c)
+    assert abs(blind[0]) < 1e-5
+    total = infogan.information_loss(torch.cat([onehots * 100, value, raw_std], 1), latent, c)
+    assert torch.allclose(total, -(math.log(10) + math.log(4)) - 0.1 * continuous.sum(), atol=1e-4)
+
+
+def test_gan_losses_by_hand():
+    real, fake, distance = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0]), torch.tensor([0.5, 2.0])
+    log1pexp = lambda v: math.log(1 + math.exp(v))
+    hand = {"qp": ((0.5 + 0.25 / 2 + -5 + 25 / 8) / 2, 1.75), "wasserstein": ((0.5 - 5) / 2, 1.75),
+            "hinge": ((2 + 0.5 + 0 + 0) / 2, 1.75), "leastsquares": ((4 + 0.25 + 1 + 4) / 2, (2.25 + 16) / 2),
+            "nonsaturating": ((log1pexp(1) + log1pexp(-0.5) + log1pexp(-2) + log1pexp(-3)) / 2, (log1pexp(0.5) + log1pexp(3)) / 2),
+            "relativistic": ((log1pexp(0.5) + log1pexp(-5)) / 2, (log1pexp(-0.5) + log1pexp(5)) / 2)}
+    assert hand.keys() == ogan.GAN_LOSSES.keys()
+    for name, (critic, generator) in ogan.GAN_LOSSES.items():
+        assert abs(float(critic(real, fake, distance)) - hand[name][0]) < 1e-5, name
+        assert abs(float(generator(real, fake)) - hand[name][1]) < 1e-5, name
+
+
+def test_every_gan_loss_scores_real_low():
+    for name, (critic, generator) in ogan.GAN_LOSSES.items():
+        real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+        critic(real, fake, torch.ones(4)).backward()
+        assert (real.grad > 0).all() and (fake.grad < 0).all(), name         # the critic lowers real scores and raises fake ones
+        fake = torch.zeros(4, requires_grad=True)
+        generator(torch.zeros(4), fake).backward()
+        assert (fake.grad > 0).all(), name                                   # the generator lowers fake scores
+
+
+def test_latent_losses():
+    z, e = torch.randn(6, 8), torch.randn(6, 8)
+    assert torch.allclose(ogan.latent_loss("pearson", z, e), -torch.stack([torch.corrcoef(torch.stack(p))[0, 1] for p in zip(z, e)]).mean(), atol=1e-5)
+    assert torch.allclose(ogan.latent_loss("mse", z, e), ((z - e) ** 2).sum() / 48) and ogan.latent_loss("none", z, e) == 0
+
+
+# ---------------------------------------------------------------- who learns what
+
+def infogan_with_gradients(which, **options):
+    """A model after one backward pass of one term; the names of parameters that were given a gradient, by their first part."""
+    torch.manual_seed(0)
+    model = infogan.InfoGAN(infogan.Config(width=2, **options))
+    latent = model.sample_latent(16)
+    logit, read = model.discriminate(model.draw(latent))
+    (infogan.information_loss(read, latent, model.config) if which == "information" else infogan.generator_loss(logit)).backward()
+    return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def test_information_reaches_who_the_docstring_says():
+    assert infogan_with_gradients("information") == {"generator", "trunk", "q_head"}
+    assert infogan_with_gradients("information", separate_q=True) == {"generator", "q_trunk", "q_head"}
+    assert infogan_with_gradients("game") == {"generator", "trunk", "d_head"}
+
+
+def close(a, b):
+    """Whether two gradients agree to float32 rounding, as vectors."""
+    return (a - b).norm() <= 1e-4 * b.norm()
+
+
+class Recorder(torch.optim.SGD):
+    """An optimiser that moves nothing and keeps what each step would have used."""
+    def step(self):
+        self.seen = [None if p.grad is None else p.grad.clone() for group in self.param_groups for p in group["params"]]
+
+
+def infogan_step_gradients(**options):
+    torch.manual_seed(0)
+    model = infogan.InfoGAN(infogan.Config(width=2, **options)).train()
+    named = [(n, p) for n, p in model.named_parameters() if not n.startswith("generator")]
+    d, g = Recorder([p for _, p in named], 1.0), Recorder(model.generator.parameters(), 1.0)
+    real = common.draw_digits(16)[0].float() / 255
+    torch.manual_seed(1)
+    infogan.training_step(model, d, g, real)
+    torch.manual_seed(1)
+    return model, real, dict(zip([n for n, _ in named], d.seen)), g.seen
+
+
+def test_infogan_step_gives_each_player_its_own_gradient():
+    for options in ({}, {"separate_q": True}, {"detach_trunk": True}):
+        model, real, d_seen, g_seen = infogan_step_gradients(**options)
+        latent = model.sample_latent(16)
+        fake = model.draw(latent)
+        loss_d = F.binary_cross_entropy_with_logits(model.discriminate(real)[0], torch.ones(16)) \
+            + F.binary_cross_entropy_with_logits(model.discriminate(fake.detach())[0], torch.zeros(16))
+        from_d = torch.autograd.grad(loss_d, list(model.trunk.parameters()), retain_graph=True)
+        information = infogan.information_loss(model.discriminate(fake.detach())[1], latent, model.config)
+        from_q = torch.autograd.grad(information, list(model.trunk.parameters()), allow_unused=True)
+        for (name, _), a, b in zip(model.trunk.named_parameters(), from_d, from_q):
+            assert (b is None) == bool(options)        # L_I reaches D's trunk only where it is shared and not detached
+            assert close(d_seen["trunk." + name], a if b is None else a + b), name
+        logit, read = model.discriminate(fake)
+        loss_g = F.softplus(-logit).mean() + infogan.information_loss(read, latent, model.config)
+        for a, b in zip(g_seen, torch.autograd.grad(loss_g, list(model.generator.parameters()))):
+            assert close(a, b)
+        assert all(g is not None for g in d_seen.values())
+
+
+def test_ogan_step_gives_each_player_its_own_gradient():
+    for options in ({}, {"critic": "network"}, {"gan_loss": "relativistic", "latent_loss": "mse"}):
+        torch.manual_seed(0)
+        model = ogan.OGAN(ogan.Config(width=2, latent=8, **options)).train()
+        c, real = model.config, common.draw_digits(16)[0].float() / 255
+        e_params = [p for n, p in model.named_parameters() if n.split(".")[0] in ("encoder", "critic")]
+        e, g = Recorder(e_params, 1.0), Recorder(model.generator.parameters(), 1.0)
+        torch.manual_seed(1)
+        ogan.training_step(model, e, g, real)
+        torch.manual_seed(1)
+        latent = model.sample_latent(16)
+        fake = model.generator(latent).tanh()
+
+        def losses(fake):
+            real_code, code = model.encoder(torch.cat([2 * real - 1, fake])).chunk(2)
+            tie = c.rho_weight * ogan.latent_loss(c.latent_loss, latent, code)
+            return model.score(real_code), model.score(code), tie
+
+        a, b, tie = losses(fake.detach())
+        critic, generator = ogan.GAN_LOSSES[c.gan_loss]
+        distance = ((2 * real - 1 - fake.detach()) ** 2).mean((1, 2, 3))
+        for seen, grad in zip(e.seen, torch.autograd.grad(critic(a, b, distance) + tie, e_params)):
+            assert close(seen, grad)
+        a, b, tie = losses(fake)
+        for seen, grad in zip(g.seen, torch.autograd.grad(generator(a.detach(), b) + tie, list(model.generator.parameters()))):
+            assert close(seen, grad)
+
+
+def test_average_follows_the_generator():
+    model = ogan.OGAN(ogan.Config(width=2, latent=4, average=0.75))
+    key = "0.weight"
+    start = model.average.state_dict()[key].clone()
+    with torch.no_grad():
+        model.generator.state_dict()[key].fill_(1.0)
+    model.update_average()
+    model.update_average()
+    assert torch.allclose(model.average.state_dict()[key], start * 0.75**2 + (1 - 0.75**2), atol=1e-6)
+
+
+# ---------------------------------------------------------------- scores
+
+def test_assignment_is_brute_force():
+    torch.manual_seed(0)
+    for rows, columns in itertools.product(range(1, 6), range(1, 6)):
+        profit = torch.randint(0, 9, (rows, columns))
+        match = common.assignment(profit)
+        ours = sum(int(profit[r, c]) for r, c in enumerate(match.tolist()) if c >= 0)
+        used = [c for c in match.tolist() if c >= 0]
+        assert len(set(used)) == len(used) == min(rows, columns)
+        wide = profit if rows <= columns else profit.T
+        best = max(sum(int(wide[i, p]) for i, p in enumerate(perm)) for perm in itertools.permutations(range(wide.shape[1]), len(wide)))
+        assert ours == best
+
+
+def test_clustering_scores():
+    torch.manual_seed(0)
+    labels = torch.randint(5, (300,))
+    perfect = common.clustering_scores((labels + 2) % 5, labels)
+    assert perfect["accuracy"] == 1 and abs(perfect["nmi"] - 1) < 1e-9 and abs(perfect["ari"] - 1) < 1e-9
+    noisy = torch.where(torch.rand(300) < 0.4, torch.randint(7, (300,)), labels)
+    found = common.clustering_scores(noisy, labels)
+    pairs = list(itertools.combinations(range(300), 2))
+    a, b = noisy.tolist(), labels.tolist()
+    same_a, same_b = sum(a[i] == a[j] for i, j in pairs), sum(b[i] == b[j] for i, j in pairs)
+    both = sum(a[i] == a[j] and b[i] == b[j] for i, j in pairs)
+    expected = same_a * same_b / len(pairs)
+    assert abs(found["ari"] - (both - expected) / ((same_a + same_b) / 2 - expected)) < 1e-9
+    entropy = lambda *v: torch.distributions.Categorical(torch.tensor([float(sum(x == y for x in zip(*v))) for y in set(zip(*v))])).entropy()
+    information = entropy(a) + entropy(b) - entropy(a, b)
+    assert abs(found["nmi"] - float(information / ((entropy(a) + entropy(b)) / 2))) < 1e-5
+    table = found["confusion"]
+    assert table[2][2] == sum(x == 2 and y == 2 for x, y in zip(a, b))
+    one = common.clustering_scores(torch.zeros(300, dtype=torch.long), labels)
+    assert one["nmi"] < 1e-9 and one["accuracy"] == max(b.count(k) for k in range(5)) / 300
+
+
+def test_frechet_distance_in_closed_form():
+    torch.manual_seed(0)
+    a = torch.randn(500, 6) @ torch.randn(6, 6)
+    shift = torch.arange(6.0)
+    closed = float(shift.square().sum() + (1 - 3) ** 2 * torch.cov(a.double().T).trace())
+    assert abs(common.frechet_distance(a, 3 * a + shift) - closed) < 0.02 * closed       # float32 inputs carry the mean of 3a
+    a = a.double()
+    closed = float((2 * a.mean(0) + shift).square().sum() + (1 - 3) ** 2 * torch.cov(a.T).trace())
+    assert abs(common.frechet_distance(a, 3 * a + shift) - closed) < 1e-6 * closed
+    assert abs(common.frechet_distance(a, a)) < 1e-6
+
+
+def test_rank_correlation():
+    a = torch.randn(4, 9).double()
+    b = torch.randn(4, 9).double()
+    ranks = lambda v: v.argsort(-1).argsort(-1).double()
+    textbook = 1 - 6 * (ranks(a) - ranks(b)).square().sum(-1) / (9 * (81 - 1))
+    assert torch.allclose(common.rank_correlation(a, b), textbook.float(), atol=1e-5)
+    assert abs(float(common.rank_correlation(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 3.0]))) - math.sqrt(3) / 2) < 1e-5
+    assert float(common.rank_correlation(torch.ones(9), torch.arange(9.0))) == 0
+
+
+def test_mutual_information_gap():
+    torch.manual_seed(0)
+    a, b = torch.randint(4, (4000,)), torch.randn(4000)
+    alone = common.mutual_information_gap([a, b], {"a": a, "b": b})
+    assert alone["mig"] > 0.95 and alone["mig_factors"]["a"] > 0.95
+    assert abs(common.mutual_information_gap([a, a, b], {"a": a})["mig"]) < 1e-9          # two codes that tell the same: no gap
+
+
+def test_encoding_scores():
+    torch.manual_seed(0)
+    centres = torch.randn(4, 8) * 5
+    labels, test_labels = torch.randint(4, (400,)), torch.randint(4, (100,))
+    codes, test = centres[labels] + torch.randn(400, 8) * 3, centres[test_labels] + torch.randn(100, 8) * 3
+    found = common.encoding_scores(codes, labels, test, test_labels)
+    votes = labels[torch.cdist(test, codes).argsort(1)[:, :5]]
+    right = sum(int(torch.bincount(v, minlength=4).argmax()) == int(y) for v, y in zip(votes, test_labels)) / 100
+    assert abs(found["knn_accuracy"] - right) < 1e-6 and found["probe_accuracy"] > 0.9
+    shuffled = common.encoding_scores(codes, labels[torch.randperm(400)], test, test_labels)
+    assert shuffled["probe_accuracy"] < 0.5
+
+
+def test_measured_strokes_follow_the_drawn_factors():
+    images, labels, factors = common.draw_digits(3000)
+    found = common.measure_strokes(images.float() / 255)
+    for name, factor in (("slant", "slant"), ("width", "thickness")):
+        for digit in (0, 1, 8):
+            some = (labels == digit).nonzero().flatten()[:200]
+            assert common.rank_correlation(found[name][some], factors[factor][some]) > 0.9, (name, digit)
+    bar = torch.zeros(1, 1, 28, 28)
+    bar[..., 4:24, 10:14] = 1
+    assert abs(float(common.measure_strokes(bar)["width"]) - 2 * 80 / 48) < 0.1 and abs(float(common.measure_strokes(bar)["slant"])) < 1e-6
+
+
+def test_judge_is_cached_and_leaves_the_random_state_alone():
+    with folder():
+        data = common.load_data(small_data())
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        fresh = common.Judge.for_data(data)
+        assert len(list(Path("hub").rglob("judge-*.pt"))) == 1 and torch.equal(before, torch.get_rng_state())
+        cached = common.Judge.for_data(data)
+        assert equal(fresh.state_dict(), cached.state_dict()) and torch.equal(before, torch.get_rng_state())
+        next(Path("hub").rglob("judge-*.pt")).write_bytes(b"damaged")
+        assert equal(fresh.state_dict(), common.Judge.for_data(data).state_dict())
+        torch.hub.set_dir("small.pt/under-a-file")        # a cache that cannot be written is no error
+        assert equal(fresh.state_dict(), common.Judge.for_data(data).state_dict())
+        assert common.Judge.for_data(common.load_data(small_data(labels=False, path="bare.pt"))) is None
+
+
+# ---------------------------------------------------------------- pictures
+
+def test_png_is_read_back():
+    for channels in (1, 3):
+        picture = torch.randint(0, 256, (9, 14, channels), dtype=torch.uint8)
+        (back,), names = decode_png(common.png(picture))
+        assert torch.equal(back, picture) and names == ["IHDR", "IDAT", "IEND"]
+    frames = [torch.randint(0, 256, (5, 6, 1), dtype=torch.uint8) for _ in range(3)]
+    back, names = decode_png(common.png(*frames))
+    assert equal(back, frames) and names == ["IHDR", "acTL", "fcTL", "IDAT", "fcTL", "fdAT", "fcTL", "fdAT", "IEND"]
+
+
+def test_grid_places_images_row_by_row():
+    images = torch.arange(5).view(5, 1, 1, 1).expand(5, 1, 4, 8) / 5
+    picture = common.grid(images, 3, scale=2)
+    assert picture.shape == (2 * 2 * 6, 3 * 2 * 10, 1)
+    assert [int(picture[2 + 12 * (i // 3), 2 + 20 * (i % 3), 0]) for i in range(5)] == [round(255 * i / 5) for i in range(5)]
+    assert [common.grid(torch.zeros(2, c, 4, 4), 2).shape[2] for c in (1, 2, 3, 4)] == [1, 1, 3, 3]
+
+
+# ---------------------------------------------------------------- data
+
+def idx_content(tensor):
+    return gzip.compress(bytes([0, 0, 8, tensor.ndim]) + struct.pack(f">{tensor.ndim}I", *tensor.shape) + bytes(tensor.flatten().tolist()))
+
+
+@contextlib.contextmanager
+def mirrors(**behaviour):
+    """Local servers, one a keyword: `good`, `wrong` bytes of the right length, `cut` short, `missing` (404), `silent`, `refused`.
+
+    Yields the four files' contents by name; common.SOURCES["mnist"] points at the servers, in the order given.
+    """
+    images, labels, _ = common.draw_digits(30)
+    parts = [images[:20, 0], labels[:20].byte(), images[20:, 0], labels[20:].byte()]
+    files = {name: idx_content(part) for name, part in zip(common.IDX_FILES, parts)}
+    servers, urls, requests, holding = [], [], [], threading.Event()
+
+    def handler(kind):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                requests.append((kind, self.path))
+                content = files[self.path.strip("/")]
+                if kind == "silent":
+                    holding.wait(20)
+                    return
+                self.send_response(404 if kind == "missing" else 200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(bytes(len(content)) if kind == "wrong" else content[:len(content) // 2] if kind == "cut" else content)
+
+            def log_message(self, *_):
+                pass
+        return Handler
+
+    for kind in behaviour:
+        if kind == "refused":
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", 0))
+                urls.append(f"http://127.0.0.1:{s.getsockname()[1]}/")
+            continue
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(kind))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        urls.append(f"http://127.0.0.1:{server.server_port}/")
+    old, timeout = common.SOURCES["mnist"], common.MIRROR_TIMEOUT
+    common.SOURCES["mnist"] = (urls, old[1], [hashlib.sha256(files[n]).hexdigest() for n in common.IDX_FILES])
+    common.MIRROR_TIMEOUT = 0.5
+    try:
+        yield files, urls, requests
+    finally:
+        common.SOURCES["mnist"], common.MIRROR_TIMEOUT = old, timeout
+        holding.set()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+def test_download_goes_past_every_fault():
+    with folder(), mirrors(refused=1, missing=1, wrong=1, cut=1, silent=1, good=1) as (files, _, requests):
+        began = time.monotonic()
+        data = common.load_data("mnist", "here")
+        assert time.monotonic() - began < 15 and data.name == "mnist"
+        assert {kind for kind, _ in requests} == {"missing", "wrong", "cut", "silent", "good"}
+        assert {p.name: p.read_bytes() for p in Path("here/mnist").iterdir()} == files        # whole files, nothing else left
+        images, labels, _ = common.draw_digits(30)
+        assert torch.equal(data.images, images[:20]) and torch.equal(data.test_labels, labels[20:])
+        count = len(requests)
+        common.load_data("mnist", "here")
+        assert len(requests) == count                                                          # the second time nothing is fetched
+        Path("here/mnist", common.IDX_FILES[0]).write_bytes(b"damaged")
+        assert torch.equal(common.load_data("mnist", "here").images, images[:20]) and len(requests) > count
+
+
+def test_download_that_fails_names_every_url_and_the_remedy():
+    with folder(), mirrors(refused=1, wrong=1) as (files, urls, _):
+        assert refused(lambda: common.load_data("mnist", "here"), *urls, "by hand", "here/mnist", "--data digits")
+        assert not list(Path("here/mnist").iterdir())
+
+
+def test_auto_falls_back_loudly_and_mnist_never():
+    with folder() as (_, _, err), mirrors(refused=1):
+        data = common.load_data("auto", "here")
+        assert data.name == "digits" and "DRAWN DIGITS" in err.getvalue() and len(data.images) == 60_000
+        assert refused(lambda: infogan.main(["--data", "mnist", "--data-root", "here", "--epochs", "0", "--out", "run"]), "could not get")
+        assert not Path("run").exists()
+    with folder(), mirrors(good=1):
+        assert common.load_data("auto", "here").name == "mnist"
+
+
+def test_files_are_found_where_they_lie():
+    for place in (".", "mnist", "MNIST/raw"):
+        with folder(), mirrors(refused=1) as (files, _, _):
+            Path("root", place).mkdir(parents=True)
+            for name, content in files.items():
+                Path("root", place, name).write_bytes(content)
+            assert len(common.load_data("mnist", "root").images) == 20
+
+
+def test_sources_are_the_published_ones():
+    for name, (urls, _, checksums) in common.SOURCES.items():
+        assert len(checksums) == 4 and all(re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", c) for c in checksums)
+        assert all(u.startswith("http") and u.endswith("/") for u in urls)
+    real = HERE.parent / "shared" / "mnist"
+    if not real.is_dir():
+        raise unittest.SkipTest("the genuine MNIST files are not here")
+    data = common.load_data("mnist", real)
+    assert data.images.shape == (60_000, 1, 28, 28) and data.test_images.shape == (10_000, 1, 28, 28)
+    assert data.labels[:5].tolist() == [5, 0, 4, 1, 9] and int(data.images.long().sum()) == 1_567_298_545
+
+
+def test_digits_are_reproducible_and_readable():
+    images, labels, factors = common.draw_digits(3000)
+    again = common.draw_digits(3000)
+    assert torch.equal(images, again[0]) and images.dtype == torch.uint8 and images.shape == (3000, 1, 28, 28)
+    assert torch.bincount(labels).min() > 200 and all(v.shape == (3000,) and v.std() > 0 for v in factors.values())
+    flat = images.flatten(1).float() / 255
+    partial = ((flat > 0) & (flat < 1)).float().mean()
+    assert 0.02 < partial < 0.3 and 0.05 < flat.mean() < 0.3                                 # edges are anti-aliased, ink is sparse
+    assert images[:, :, 0].float().mean() < 12 and images[:, :, :, 0].float().mean() < 12    # and stays inside the frame
+    found = common.encoding_scores(flat[:2500], labels[:2500], flat[2500:], labels[2500:])
+    assert found["knn_accuracy"] > 0.9, found
+    assert not torch.equal(common.draw_digits(100, seed=1)[0], images[:100])
+
+
+def test_own_images():
+    with folder():
+        data = common.load_data(small_data(100, (3, 20, 32)))
+        assert data.shape == (3, 20, 32) and len(data.images) == 100 and len(data.test_images) == 40
+        torch.save({"images": torch.zeros(50, 1, 8, 8, dtype=torch.uint8), "labels": torch.arange(50)}, "plain.pt")
+        data = common.load_data("plain.pt")
+        assert len(data.images) == 45 and data.test_labels.tolist() == [9, 19, 29, 39, 49]   # every tenth is held out
+        image = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+        for content, words in (({"images": image.float()}, ["uint8"]), ({"images": image[:, 0]}, ["(N, C, H, W)"]), ([1], ["expected a dict"]),
+                               ({"images": torch.zeros(4, 1, 8, 9, dtype=torch.uint8)}, ["8x9", "multiples of 4"]),
+                               ({"images": image, "labels": torch.arange(3)}, ["labels", "4 images"]),
+                               ({"images": image, "test_images": image[..., :4]}, ["test_images"]), ({"images": image[:0]}, ["images"])):
+            torch.save(content, "bad.pt")
+            assert refused(lambda: common.load_data("bad.pt"), "bad.pt", *words)
+        Path("bad.pt").write_text("not torch")
+        assert refused(lambda: common.load_data("bad.pt"), "bad.pt", "cannot be read")
+        assert refused(lambda: common.load_data("none.pt"), "no such file") and refused(lambda: common.load_data("cifar"), "unknown")
+
+
+# ---------------------------------------------------------------- models
+
+def test_infogan_shapes():
+    for shape, (n, categorical, continuous) in itertools.product([(1, 28, 28), (3, 32, 20)], [(1, [10], 2), (7, [10, 5, 5], 0), (7, [], 3)]):
+        c = infogan.Config(width=4, categorical=categorical, continuous=continuous)
+        model = infogan.InfoGAN(c, shape).eval()
+        images = model.sample(n)
+        assert images.shape == (n, *shape) and 0 <= images.min() <= images.max() <= 1
+        codes = model.encode(images)
+        assert [p.shape for p in codes.categorical] == [(n, k) for k in categorical] and codes.mean.shape == codes.std.shape == (n, continuous)
+        assert all(torch.allclose(p.sum(1), torch.ones(n)) for p in codes.categorical) and (codes.std > 0).all()
+        assert torch.equal(model.encode((images * 255).round().byte()).mean, model.encode((images * 255).round() / 255).mean)
+
+
+def test_infogan_latents_hold_what_is_asked():
+    model = infogan.InfoGAN(infogan.Config(width=2, noise=5, categorical=[10, 4], continuous=2, code_range=0.5))
+    noise, first, second, values = model.sample_latent(2000).split([5, 10, 4, 2], 1)
+    assert noise.min() < -0.95 and noise.max() > 0.95 and 0.49 < values.abs().max() <= 0.5
+    assert first.sum(1).eq(1).all() and first.mean(0).min() > 0.07 and second.mean(0).min() > 0.2
+    latent = model.sample_latent(3, categorical=7, continuous=[1.5, -1.0])
+    assert latent[:, 5:15].argmax(1).tolist() == [7, 7, 7] and torch.equal(latent[:, 19:], torch.tensor([[1.5, -1.0]] * 3))
+    assert model.sample_latent(3, categorical=[1, 2, 3])[:, 5:15].argmax(1).tolist() == [1, 2, 3]
+    assert model.sample_latent(2, categorical=[[1, 0], [2, 3]])[:, 15:19].argmax(1).tolist() == [0, 3]
+    for bad in (10, -1, [1, 2], 1.5, [[1, 4]] * 3, [[1, 2, 3]] * 3):
+        assert refused(lambda: model.sample_latent(3, categorical=bad), "categor")
+    assert refused(lambda: model.sample_latent(3, continuous=[1, 2, 3]), "continuous")
+    one, two = (model.sample_latent(4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_ogan_shapes_and_interpolation():
+    for n, shape in itertools.product((1, 7), ((1, 28, 28), (3, 32, 20))):
+        model = ogan.OGAN(ogan.Config(width=4, latent=12), shape)
+        model.encoder[1].weight.data.mul_(1e4)         # an untrained encoder's codes are all but constant
+        images = model.sample(n)
+        assert model.training and images.shape == (n, *shape) and 0 <= images.min() <= images.max() <= 1
+        code = model.encode(images)
+        assert code.shape == (n, 12) and code.mean(1).abs().max() < 1e-5 and (code.std(1, correction=0) - 1).abs().max() < 1e-4
+        assert model.reconstruct(images).shape == images.shape
+    a, b = torch.rand(3, 32, 20), torch.rand(3, 32, 20)
+    frames = model.interpolate(a, b, 5)
+    assert frames.shape == (5, 3, 32, 20)
+    assert torch.allclose(frames[[0, -1]], model.reconstruct(torch.stack([a, b])), atol=1e-5)
+
+
+def test_evaluation_leaves_training_mode_and_weights_alone():
+    for cls, config in ((infogan.InfoGAN, infogan.Config(width=2)), (ogan.OGAN, ogan.Config(width=2, latent=8))):
+        model = cls(config).train()
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        images = model.sample(5)
+        one = model.encode(images)
+        assert equal(list(one), list(model.encode(images))) and not images.requires_grad
+        assert equal(before, model.state_dict()) and all(m.training for m in model.modules())
+
+
+def test_truncation_scales_the_latent():
+    model = ogan.OGAN(ogan.Config(width=2, latent=8, truncation=0.5))
+    z = torch.randn(4, 8)
+    half = model.generate(z)
+    model.config.truncation = 1.0
+    assert torch.equal(half, model.generate(z / 2)) and not torch.equal(half, model.generate(z))
+
+
+# ---------------------------------------------------------------- runs
+
+def test_a_run_leaves_everything():
+    wanted = {"infogan": ({"samples", "traversal", "c2", "c3", "training"}, {"accuracy", "nmi", "ari", "mi_categorical", "mi_continuous", "frechet",
+                                                                             "frechet_floor", "confusion", "effect"}),
+              "ogan": ({"samples", "reconstruction", "interpolation", "training"}, {"rho", "knn_accuracy", "probe_accuracy", "agreement",
+                                                                                    "reconstruction_error", "frechet", "frechet_floor"})}
+    for method, (names, keys) in wanted.items():
+        with folder() as (_, out, _):
+            small_data()
+            run(method, "--epochs", 2)
+            assert {p.name for p in Path("run").iterdir()} == {f"{n}.png" for n in names} | {"config.json", "metrics.jsonl", "checkpoint.pt", "index.html"}
+            lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+            assert [line["epoch"] for line in lines] == [1, 2] and all(line["data"] == "small.pt" for line in lines)
+            assert {"epoch", "seconds", "images_per_second", "data"} | keys <= lines[-1].keys()
+            assert all(math.isfinite(v) for v in lines[-1].values() if isinstance(v, float))
+            config = json.loads(Path("run/config.json").read_text())
+            assert config["torch"] == torch.__version__ and config["device"] == "cpu" and config["data"] == "small.pt" and config["width"] == 2
+            for name in names:
+                pictures, chunks = decode_png(Path(f"run/{name}.png").read_bytes())
+                assert len(pictures) == (2 if name == "training" else 1) and pictures[0].float().std() > 0
+            page = Path("run/index.html").read_text()
+            assert page.count("data:image/png;base64,") == len(names) and page.count("<svg") >= 3 and "<script" not in page
+            assert not re.search(r"""(src|href)\s*=\s*(?!["']?data:)|@import|url\(|https?:""", page)
+            assert out.getvalue().count("epoch 1/2") == out.getvalue().count("epoch 2/2") == 1 and "\r" not in out.getvalue()
+            model = METHODS[method].main.__globals__["InfoGAN" if method == "infogan" else "OGAN"].load("run/checkpoint.pt")
+            assert not model.training and equal(model.state_dict(), torch.load("run/checkpoint.pt", weights_only=True)["model"])
+
+
+def test_resume_equals_the_uninterrupted_run():
+    for method in METHODS:
+        with folder():
+            small_data()
+            whole = run(method, "--epochs", 3, "--out", "whole")
+            run(method, "--epochs", 1, "--out", "parts")
+            parts = run(method, "--epochs", 3, "--resume", "parts")
+            # the end of the first part added its final scores to epoch 1; everything else is the same to the bit
+            parts["history"][0] = {k: v for k, v in parts["history"][0].items() if k in whole["history"][0]}
+            assert equal(whole, parts)
+            lines = Path("parts/metrics.jsonl").read_text().splitlines()
+            assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_ctrl_c_saves_and_resumes_within_the_epoch():
+    for method, module in METHODS.items():
+        with folder() as (_, _, err):
+            small_data()
+            whole = run(method, "--epochs", 2, "--out", "whole")
+            step, count = module.training_step, itertools.count()
+
+            def interrupted(*args):
+                if next(count) == 7:               # the third step of the second epoch of five
+                    signal.raise_signal(signal.SIGINT)
+                return step(*args)
+            module.training_step = interrupted
+            try:
+                run(method, "--epochs", 2, "--out", "parts")
+                raise AssertionError("not interrupted")
+            except SystemExit as stop:
+                assert stop.code == 130 and "--resume parts" in err.getvalue() and "step 3 of 5 in epoch 2" in err.getvalue()
+            finally:
+                module.training_step = step
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert equal(whole, run(method, "--resume", "parts"))
+
+
+def test_same_seed_same_run_other_seed_other_run():
+    for method in METHODS:
+        with folder():
+            small_data()
+            a, b, c = (run(method, "--seed", seed, "--out", name) for seed, name in ((1, "a"), (1, "b"), (2, "c")))
+            assert equal(a["model"], b["model"]) and not equal(a["model"], c["model"])
+
+
+def test_epochs_zero_evaluates_and_draws():
+    with folder():
+        small_data()
+        state = run("ogan", "--epochs", 0)
+        assert state["epoch"] == 0 and json.loads(Path("run/metrics.jsonl").read_text())["rho"] is not None and Path("run/samples.png").exists()
+
+
+def test_without_labels_what_needs_them_is_left_out():
+    for method, gone in (("infogan", "accuracy"), ("ogan", "knn_accuracy")):
+        with folder() as (_, out, _):
+            small_data(labels=False)
+            run(method)
+            last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+            assert gone not in last and "frechet" not in last and "no labels" in out.getvalue()
+
+
+def test_other_sizes_and_channels_train():
+    for method, shape in itertools.product(METHODS, [(3, 16, 24), (2, 8, 8), (4, 12, 12)]):
+        with folder():
+            small_data(60, shape)
+            run(method)
+            assert decode_png(Path("run/samples.png").read_bytes())[0][0].shape[2] == (3 if shape[0] > 2 else 1)
+
+
+def test_run_folders_are_numbered_and_never_overwritten():
+    with folder():
+        small_data(40)
+        flags = ["--width", "2", "--epochs", "0", "--data", "small.pt"]
+        infogan.main(flags), infogan.main(flags), ogan.main(flags)
+        assert sorted(p.name for p in Path("runs").iterdir()) == ["infogan-1", "infogan-2", "ogan-1"]
+        before = Path("runs/infogan-1/checkpoint.pt").read_bytes()
+        assert refused(lambda: infogan.main(flags + ["--out", "runs/infogan-1"]), "exists already", "--resume")
+        assert Path("runs/infogan-1/checkpoint.pt").read_bytes() == before
+
+
+def test_wrong_checkpoints_are_refused():
+    with folder():
+        small_data(40)
+        run("infogan", "--epochs", 0)
+        assert refused(lambda: ogan.main(["--resume", "run"]), "no checkpoint of ogan.py") and refused(lambda: ogan.OGAN.load("run"), "ogan")
+        assert refused(lambda: ogan.main(["--resume", "nowhere"]), "nowhere") and refused(lambda: infogan.InfoGAN.load("small.pt"), "method")
+        assert refused(lambda: infogan.main(["--resume", "run", "--width", "4"]), "--width cannot change")
+        content = Path("run/checkpoint.pt").read_bytes()
+        Path("run/checkpoint.pt").write_bytes(content[:len(content) // 2])
+        assert refused(lambda: infogan.InfoGAN.load("run"), "cut short")
+
+
+# ---------------------------------------------------------------- flags
+
+FLAGS = {   # every flag of both methods at a value of its own
+    "infogan": ["--noise 7", "--categorical 10 5 5", "--categorical", "--continuous 0", "--continuous 3 --code-range 2", "--code-range 0.5",
+                "--lambda-categorical 0.5", "--lambda-continuous 1", "--separate-q", "--detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
+                "--categorical 6 --continuous 1 --separate-q --code-range 3", "--categorical 4 4 --continuous 0 --detach-trunk"],
+    "ogan": ["--latent 5", "--rho-weight 0.3", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
+             "--lr-generator 0.001", "--average 0", "--average 0.9"] + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
+                                                                      in itertools.product(ogan.GAN_LOSSES, ("avg", "network"), ("pearson", "mse"))],
+}
+
+
+def test_every_flag_does_what_it_says():
+    for method, module in METHODS.items():
+        with folder():
+            small_data(64)
+            plain = run(method, "--batch-size", 16, "--out", "plain")
+            seen = set()
+            for number, line in enumerate(FLAGS[method]):
+                words = line.split()
+                state = run(method, "--batch-size", 16, "--out", number, *words)
+                names = [w[2:].replace("-", "_") for w in words if w.startswith("--")]
+                seen |= set(names)
+                assert any(state["config"][n] != plain["config"][n] for n in names) or line == "--gan-loss qp --critic avg --latent-loss pearson", line
+                if line != "--truncation 0.8" and any(state["config"][n] != plain["config"][n] for n in names):
+                    assert not equal(state["model"], plain["model"]), f"{line} changed nothing"
+            own = {f.name for f in fields(module.Config)} - {f.name for f in fields(common.RunConfig)}
+            assert seen == own, own ^ seen
+
+
+def test_flags_shape_the_networks():
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    model = infogan.InfoGAN(infogan.Config(width=64))
+    assert model.generator[0].weight.shape == (1024, 74) and model.trunk[0].weight.shape == (64, 1, 4, 4) and model.trunk[6].weight.shape == (1024, 6272)
+    assert model.q_head[0].weight.shape == (128, 1024) and model.q_head[3].weight.shape == (14, 128)
+    assert infogan.InfoGAN(infogan.Config(categorical=[10, 5, 5], continuous=1)).generator[0].weight.shape[1] == 62 + 20 + 1
+    shared, separate = infogan.InfoGAN(infogan.Config()), infogan.InfoGAN(infogan.Config(separate_q=True))
+    assert count(separate) - count(shared) == count(shared.trunk)
+    assert count(ogan.OGAN(ogan.Config(average=0.0, critic="network"))) - count(ogan.OGAN(ogan.Config(average=0.0))) == 64 * 64 + 64 + 65
+
+
+def test_common_flags():
+    with folder() as (_, out, _):
+        small_data(100)
+        state = run("ogan", "--batch-size", 25, "--seed", 9, "--width", 3, "--epochs", 2)
+        assert state["epoch"] == 2 and state["config"]["seed"] == 9 and state["model"]["encoder.0.0.weight"].shape[0] == 3
+        assert state["optimizers"]["e"]["state"][0]["step"] == 2 * 100 // 25 and "cpu" in out.getvalue()
+        state = run("ogan", "--batch-size", 5000, "--out", "one")          # more than there are: the whole set is a batch
+        assert state["optimizers"]["e"]["state"][0]["step"] == 1
+    assert str(common.pick_device("auto")).split(":")[0] == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def test_bad_flags_get_one_line():
+    cases = [("--epochs -1", "--epochs"), ("--epochs x", "--epochs"), ("--batch-size 1", "--batch-size"), ("--width 0", "--width"), ("--device gpu", "--device"),
+             ("--data cifar", "--data"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"), ("--lr-generator nan", "--lr-generator")]
+    own = {"infogan": [("--categorical 1", "--categorical"), ("--categorical --continuous 0", "at least one code"), ("--code-range 0", "--code-range"),
+                       ("--noise -1", "--noise"), ("--separate-q --detach-trunk", "leave one out"), ("--lambda-continuous -1", "--lambda-continuous")],
+           "ogan": [("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"), ("--latent-loss l1", "pearson"),
+                    ("--truncation 0", "--truncation"), ("--average 1", "--average"), ("--rho-weight -1", "--rho-weight")]}
+    if not torch.cuda.is_available():
+        cases.append(("--device cuda", "--device cuda"))
+    for method, module in METHODS.items():
+        with folder():
+            for line, word in cases + own[method]:
+                assert refused(lambda: module.main(line.split()), method, word), line
+            assert not list(Path().iterdir())
+
+
+# ---------------------------------------------------------------- the sources
+
+def test_only_torch_the_standard_library_and_our_modules_are_imported():
+    allowed = sys.stdlib_module_names | {"torch", "common", "infogan", "ogan"}
+    for name in ("common", "infogan", "ogan", "test_all"):
+        for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert all(m.split(".")[0] in allowed for m in modules), (name, modules)
+    assert not {"infogan", "ogan"} & {w for w in re.findall(r"import (\w+)|from (\w+) import", (HERE / "common.py").read_text()) for w in w}
+
+
+def test_import_does_nothing():
+    with tempfile.TemporaryDirectory() as name:
+        for module in ("common", "infogan", "ogan"):
+            code = f"import sys; sys.argv = ['x', '--epochs', 'many']; import {module}"
+            done = subprocess.run([sys.executable, "-c", code], cwd=name, capture_output=True, text=True,
+                                  env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"})
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+            state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+            runpy.run_path(str(HERE / f"{module}.py"), run_name="a copy")
+            assert torch.equal(state, torch.get_rng_state()) and dtype == torch.get_default_dtype()
+        assert not list(Path(name).iterdir())
+
+
+def test_readme_names_every_flag_and_key():
+    readme = (HERE / "README.md").read_text()
+    for module in METHODS.values():
+        for f in fields(module.Config):
+            assert f"`--{f.name.replace('_', '-')}" in readme, f.name
+    with folder():
+        images, labels, factors = common.draw_digits(100)
+        for method in METHODS:
+            small_data(64)
+            run(method, "--out", method)
+            for key in json.loads(Path(method, "metrics.jsonl").read_text().splitlines()[-1]):
+                assert f"`{key}`" in readme, key
+
+
+def test_scripts_declare_torch_alone():
+    for name in ("infogan", "ogan", "test_all"):
+        head = (HERE / f"{name}.py").read_text().split("# ///\n")[0]
+        assert head.startswith("# /// script\n") and re.findall(r'"(\w+)[^"]*"', head.split("dependencies")[1]) == ["torch"]
+
+
+def main(names):
+    tests = {k: v for k, v in globals().items() if k.startswith("test_") and (not names or any(n in k for n in names))}
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    for name, test in tests.items():
+        began = time.perf_counter()
+        try:
+            test()
+            outcome, why = "passed", ""
+        except unittest.SkipTest as skip:
+            outcome, why = "skipped", f": {skip}"
+        except BaseException:
+            outcome, why = "failed", "\n" + traceback.format_exc()
+        counts[outcome] += 1
+        print(f"{outcome:8}{time.perf_counter() - began:6.1f} s  {name}{why}", flush=True)
+    print(f"{counts['passed']} passed, {counts['failed']} failed" + (f", {counts['skipped']} skipped" if counts["skipped"] else ""))
+    return 1 if counts["failed"] or not counts["passed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
