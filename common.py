@@ -63,19 +63,33 @@ class RunConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            value, kind, m = getattr(self, f.name), type(f.default_factory() if callable(f.default_factory) else f.default), f.metadata
-            flag = "--" + f.name.replace("_", "-")
+            value, kind, rule = getattr(self, f.name), type(default_of(f)), f.metadata
             if kind is float and type(value) is int:
                 setattr(self, f.name, value := float(value))
-            if type(value) is not kind:
-                raise InputError(f"{flag} is {value!r}; expected {kind.__name__}")
-            for number in value if kind is list else [value]:
-                if m["choices"] and number not in m["choices"]:
-                    raise InputError(f"{flag} is {number!r}; choose from {', '.join(m['choices'])}")
-                if kind in (int, float, list) and not (math.isfinite(number) and number >= (m["low"] or 0)
-                                                       and number <= (m["high"] or math.inf)):
-                    limit = f"at least {m['low'] or 0}" + (f" and at most {m['high']}" if m["high"] else "")
-                    raise InputError(f"{flag} is {number}; expected a number of {limit}")
+            low, high = rule["low"] or 0, rule["high"] or math.inf
+            for item in value if kind is list and type(value) is list else [value]:
+                if type(value) is not kind or kind is list and type(item) is not int:
+                    raise InputError(f"{flag_of(f)} is {value!r}; expected {kind.__name__}")
+                if rule["choices"] and item not in rule["choices"]:
+                    raise InputError(f"{flag_of(f)} is {item!r}; choose from {', '.join(rule['choices'])}")
+                if kind in (int, float, list) and not (low <= item <= high and math.isfinite(item)):
+                    limit = f"at least {low}" + (f" and at most {high}" if rule["high"] else "")
+                    raise InputError(f"{flag_of(f)} is {item}; expected a number of {limit}")
+
+
+    def refuse_idle(self, why, *names):
+        """InputError for the first of these options that is not at its default, because it would do nothing."""
+        for f in fields(self):
+            if f.name in names and getattr(self, f.name) != default_of(f):
+                raise InputError(f"{flag_of(f)} {getattr(self, f.name)} does nothing {why}; leave it out")
+
+
+def default_of(f):
+    return f.default_factory() if callable(f.default_factory) else f.default
+
+
+def flag_of(f):
+    return "--" + f.name.replace("_", "-")
 
 
 def parse(Config, method, description, argv=None):
@@ -86,21 +100,21 @@ def parse(Config, method, description, argv=None):
 
     parser = Parser(description=description.strip().splitlines()[0], argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for f in fields(Config):
-        default = f.default_factory() if callable(f.default_factory) else f.default
+        default, names = default_of(f), f.metadata["choices"]
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"].replace("%", "%%") + f" (default: {shown})"
+        rest = {"help": f.metadata["help"] + ("" if shown == "" else f" (default: {shown})")}
         if isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            rest["action"] = argparse.BooleanOptionalAction
         elif isinstance(default, list):
-            parser.add_argument(flag, nargs="*", type=type(default[0]), metavar="K", help=text)
+            rest |= {"nargs": "*", "type": type(default[0]), "metavar": "K"}
         else:
-            names = f.metadata["choices"]
-            parser.add_argument(flag, type=type(default), help=text, metavar="|".join(names) if names else type(default).__name__.upper())
+            rest |= {"type": type(default), "metavar": "|".join(names) if names else type(default).__name__.upper()}
+        parser.add_argument(flag_of(f), **rest)
     given = vars(parser.parse_args(argv))
     if given.get("resume"):
         fixed = sorted(set(given) - {"resume", "epochs", "device", "data_root"})
         if fixed:
-            raise InputError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run; leave it out, or start a new run without --resume")
+            raise InputError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run; leave out one of the two")
         given = {**read_checkpoint(given["resume"], method)["config"], **given}
     return Config(**given)
 
@@ -126,7 +140,7 @@ def pick_device(name):
         torch.zeros(1, device=device)
         return device
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"--device {name} cannot be used here; expected auto, cpu, cuda, cuda:1 or mps; auto takes what there is") from None
+        raise InputError(f"--device {name} cannot be used here; expected auto, cpu, cuda, cuda:1 or mps") from None
 
 
 def inference(method):
@@ -145,13 +159,17 @@ def inference(method):
 
 # ---------------------------------------------------------------- data
 
-IDX_FILES = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
-SOURCES = {   # mirrors in the order tried; where torchvision keeps the files; SHA-256 or MD5 of IDX_FILES in order
-    "mnist": (["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"], "MNIST/raw",
-              ["440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-               "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"]),
+IDX_FILES = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+SOURCES = {   # mirrors in the order tried; the folder torchvision uses; SHA-256 or MD5 of IDX_FILES in order
+    "mnist": (["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"],
+              "MNIST/raw",
+              ["440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+               "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+               "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+               "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"]),
     "fashion": (["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"], "FashionMNIST/raw",
-                ["8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe", "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"]),
+                ["8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
+                 "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"]),
 }
 MIRROR_TIMEOUT = 8   # seconds without an answer before the next mirror is tried
 
@@ -171,8 +189,8 @@ class Data:
         return tuple(self.images.shape[1:])
 
     def to(self, device):
-        move = lambda v: {k: t.to(device) for k, t in v.items()} if isinstance(v, dict) else v.to(device) if torch.is_tensor(v) else v
-        return Data(*(move(getattr(self, f.name)) for f in fields(self)))
+        on = lambda v: v.to(device) if torch.is_tensor(v) else {k: on(t) for k, t in v.items()} if isinstance(v, dict) else v
+        return Data(*map(on, vars(self).values()))
 
 
 def load_data(name, root="data"):
@@ -191,7 +209,8 @@ def load_data(name, root="data"):
         return Data(name, train[:, None], train_labels.long(), test[:, None], test_labels.long())
     if name == "digits":
         images, labels, factors = draw_digits(70_000)
-        return Data(name, images[:60_000], labels[:60_000], images[60_000:], labels[60_000:], {k: v[60_000:] for k, v in factors.items()})
+        n, test_factors = 60_000, {k: v[60_000:] for k, v in factors.items()}
+        return Data(name, images[:n], labels[:n], images[n:], labels[n:], test_factors)
     if name.endswith(".pt"):
         return load_file(name)
     raise InputError(f"--data {name!r} is unknown; expected auto, mnist, fashion, digits or a FILE.pt")
@@ -236,7 +255,8 @@ def download(file, mirrors, checksum, folder):
         tried.append(f"{folder}: {error}")
     finally:
         socket.setdefaulttimeout(timeout)
-    raise InputError(f"could not get {file} (tried {'; '.join(tried)}); put the four .gz files into {folder} by hand, or take --data digits")
+    raise InputError(f"could not get {file} (tried {'; '.join(tried)}); put the four .gz files into {folder} by hand, "
+                     "or take --data digits")
 
 
 def read_idx(path):
@@ -255,26 +275,22 @@ def load_file(path):
         raise InputError(f"--data {path}: no such file") from None
     except Exception:
         raise InputError(f"--data {path} cannot be read; expected a dict of tensors saved by torch.save") from None
-    if not isinstance(content, dict) or not torch.is_tensor(content.get("images")):
+    if not isinstance(content, dict) or "images" not in content:
         raise InputError(f"--data {path} holds no `images`; expected a dict with `images` uint8 (N, C, H, W)")
-    images, labels = content["images"], content.get("labels")
-    if "test_images" in content:
-        test, test_labels = content["test_images"], content.get("test_labels")
-    else:
-        held_out = torch.arange(len(images)) % 10 == 9
-        if not held_out.any() or images.ndim != 4:
-            held_out = torch.ones(len(images), dtype=torch.bool)   # too few to hold any out: scored on what it learns from
-        test, test_labels = images[held_out], labels[held_out] if torch.is_tensor(labels) and len(labels) == len(images) else labels
-        if not held_out.all():
-            images, labels = images[~held_out], labels[~held_out] if torch.is_tensor(labels) and len(labels) == len(held_out) else labels
-    for key, x, y in (("images", images, labels), ("test_images", test, test_labels)):
+    images, labels, test, test_labels = (content.get(k) for k in ("images", "labels", "test_images", "test_labels"))
+    for key, x, y in (("images", images, labels), ("test_images", images if test is None else test, test_labels)):
         if not torch.is_tensor(x) or x.dtype != torch.uint8 or x.ndim != 4 or not x.numel() or x.shape[1:] != images.shape[1:]:
             got = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
-            raise InputError(f"--data {path}: `{key}` is {got}; expected torch.uint8 (N, C, H, W), values 0 to 255")
+            raise InputError(f"--data {path}: `{key}` is {got}; expected torch.uint8 (N, C, H, W), 0 to 255, one size throughout")
         if x.shape[2] % 4 or x.shape[3] % 4:
-            raise InputError(f"--data {path}: images are {x.shape[2]}x{x.shape[3]}; height and width must be multiples of 4; pad or crop them")
+            raise InputError(f"--data {path}: images are {x.shape[2]}x{x.shape[3]}; pad or crop height and width to multiples of 4")
         if y is not None and (not torch.is_tensor(y) or y.is_floating_point() or y.shape != x.shape[:1] or y.min() < 0):
-            raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0, one for each of the {len(x)} images")
+            raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0, one for each of {len(x)} images")
+    if test is None:
+        tenth = torch.arange(len(images)) % 10 == 9
+        rest, tenth = (~tenth, tenth) if tenth.any() else (slice(None), slice(None))   # under ten images serve both ends
+        images, test = images[rest], images[tenth]
+        labels, test_labels = (labels[rest], labels[tenth]) if labels is not None else (None, None)
     both = labels is not None and test_labels is not None
     return Data(str(path), images, labels.long() if both else None, test, test_labels.long() if both else None)
 
@@ -448,7 +464,8 @@ def clustering_scores(clusters, labels):
 def discrete_information(counts):
     """Mutual information in nats of a table of counts: sum p(a,b) ln [p(a,b) / p(a)p(b)]."""
     p = counts.double() / counts.sum()
-    return torch.special.xlogy(p, p).sum() - torch.special.xlogy(p.sum(0), p.sum(0)).sum() - torch.special.xlogy(p.sum(1), p.sum(1)).sum()
+    joint, rows, columns = (torch.special.xlogy(q, q).sum() for q in (p, p.sum(1), p.sum(0)))
+    return joint - rows - columns
 
 
 def mutual_information_gap(codes, factors, bins=20):
@@ -492,7 +509,7 @@ def measure_strokes(images):
 
 
 def frechet_distance(a, b):
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) between Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017)."""
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017)."""
     a, b = a.double(), b.double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(cov_a)
@@ -553,8 +570,8 @@ class Judge(nn.Module):
         """The judge of this data set, in eval mode on its device; None without labels."""
         if data.labels is None or len(data.images) < 2:
             return None
-        digest = hashlib.sha256(cls.RECIPE.encode() + torch.__version__.encode() + raw_bytes(data.images) + raw_bytes(data.labels)).hexdigest()[:16]
-        path = Path(torch.hub.get_dir(), "infogan-ogan", f"judge-{digest}.pt")
+        key = (cls.RECIPE + torch.__version__).encode() + raw_bytes(data.images) + raw_bytes(data.labels)
+        path = Path(torch.hub.get_dir(), "infogan-ogan", f"judge-{hashlib.sha256(key).hexdigest()[:16]}.pt")
         with torch.random.fork_rng(devices=[]):       # a cached judge and a fresh one leave the same random state behind
             torch.default_generator.manual_seed(0)
             judge = cls(data.shape, int(torch.cat([data.labels, data.test_labels]).max()) + 1)
@@ -583,7 +600,8 @@ class Judge(nn.Module):
         """`frechet` of samples (N, C, H, W) to the test images; `frechet_floor`, that of as many training images to them."""
         test = in_batches(self.features, data.test_images)
         floor = in_batches(self.features, data.images[:len(test)])
-        return {"frechet": frechet_distance(in_batches(self.features, samples), test), "frechet_floor": frechet_distance(floor, test),
+        return {"frechet": frechet_distance(in_batches(self.features, samples), test),
+                "frechet_floor": frechet_distance(floor, test),
                 "judge_accuracy": float((in_batches(self, data.test_images).argmax(1) == data.test_labels).float().mean())}
 
 
@@ -600,7 +618,7 @@ def grid(images, columns, scale=2):
 
 
 def png(*pictures, delay=0.5):
-    """Bytes of a PNG of one uint8 picture (H, W, 1 or 3), or of several as an animation, `delay` seconds each (W3C PNG, 3rd ed.)."""
+    """Bytes of a PNG of one uint8 picture (H, W, 1 or 3), or of several as an animation, `delay` seconds each (W3C PNG, 3rd)."""
     chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     h, w, c = pictures[0].shape
     out = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2 if c == 3 else 0, 0, 0, 0))]
@@ -623,26 +641,40 @@ def curve(name, points):
     x = lambda v: 8 + 224 * (v - xs[0]) / max(xs[-1] - xs[0], 1)
     y = lambda v: 88 - 64 * (v - low) / ((high - low) or 1)
     line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-    return (f'<svg viewBox="0 0 240 110" role="img" aria-label="{name}"><text x="8" y="14">{name}: {ys[-1]:.4g}</text><polyline points="{line}"/>'
-            f'<circle cx="{x(xs[-1]):.1f}" cy="{y(ys[-1]):.1f}" r="3"/><text class="dim" x="8" y="105">{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}</text></svg>')
+    return (f'<svg viewBox="0 0 240 110" role="img" aria-label="{name}"><text x="8" y="14">{name}: {ys[-1]:.4g}</text>'
+            f'<polyline points="{line}"/><circle cx="{x(xs[-1]):.1f}" cy="{y(ys[-1]):.1f}" r="3"/>'
+            f'<text class="dim" x="8" y="105">{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}</text></svg>')
+
+
+STYLE = """body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+section { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start } figure { margin: 0; max-width: 100% }
+img { max-width: 100%; image-rendering: pixelated } figcaption { max-width: 40em; color: #555 }
+svg { width: 240px; border: 1px solid #ddd } text { font: 12px system-ui } .dim { fill: #777 }
+polyline { fill: none; stroke: #0a62c9; stroke-width: 2 } circle { fill: #0a62c9 }
+th { text-align: left; font-weight: normal; color: #555; padding-right: 1em } td { text-align: right }"""
 
 
 def report(title, config, history, scores, pictures):
     """The run as one self-contained HTML page. pictures: name -> (PNG bytes, caption)."""
     number = lambda v: f"{v:.4g}" if isinstance(v, float) else html.escape(json.dumps(v))
-    table = lambda items: "<table>" + "".join(f"<tr><th>{html.escape(k)}<td>{number(v)}" for k, v in items if k != "confusion") + "</table>"
-    keys = [k for k, v in (history[-1] if history else {}).items() if isinstance(v, float) and k in history[0]]
-    curves = "".join(curve(html.escape(k), [(h["epoch"], h[k]) for h in history if k in h]) for k in keys)
-    figures = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}"><figcaption><b>{name}.png</b> {caption}</figcaption></figure>'
-                      for name, (image, caption) in pictures.items())
+    table = lambda items: "<table>" + "".join(f"<tr><th>{html.escape(k)}<td>{number(v)}" for k, v in items) + "</table>"
+    figures = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+                      f"<figcaption><b>{name}.png</b> {caption}</figcaption></figure>" for name, (image, caption) in pictures.items())
+    names = [k for k, v in history[0].items() if isinstance(v, float)] if history else []
+    curves = "".join(curve(html.escape(k), [(h["epoch"], h[k]) for h in history if k in h]) for k in names)
     confusion = "".join("<tr>" + "".join(f"<td>{n}" for n in row) for row in scores.get("confusion", []))
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>
-body{{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}}section{{display:flex;flex-wrap:wrap;gap:1.2em;align-items:start}}
-figure{{margin:0;max-width:100%}}img{{max-width:100%;image-rendering:pixelated}}figcaption{{max-width:40em;color:#555}}svg{{width:240px;border:1px solid #ddd}}text{{font:12px system-ui}}
-.dim{{fill:#777}}polyline{{fill:none;stroke:#0a62c9;stroke-width:2}}circle{{fill:#0a62c9}}th{{text-align:left;font-weight:normal;color:#555;padding-right:1em}}td{{text-align:right}}
-</style><h1>{html.escape(title)}</h1><h2>Pictures</h2><section>{figures}</section><h2>Scores</h2><section>{table(scores.items())}
-{f'<div><p>Confusion table, test images: a row a category, a column a class</p><table>{confusion}</table></div>' if confusion else ''}</section>
-<h2>Over training</h2><section>{curves}</section><h2>Configuration</h2>{table(config.items())}</html>"""
+    if confusion:
+        confusion = f"<div><p>Test images: a row a category, a column a class</p><table>{confusion}</table></div>"
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title><style>{STYLE}</style>
+<h1>{html.escape(title)}</h1>
+<h2>Pictures</h2><section>{figures}</section>
+<h2>Scores</h2><section>{table((k, v) for k, v in scores.items() if k != "confusion")}{confusion}</section>
+<h2>Over training</h2><section>{curves}</section>
+<h2>Configuration</h2>{table(config.items())}
+</html>
+"""
 
 
 # ---------------------------------------------------------------- the run: loop, checkpoint, report
@@ -675,7 +707,7 @@ def read_checkpoint(path, method):
     except Exception:
         raise InputError(f"{path} cannot be read as a checkpoint: cut short, damaged or of another kind") from None
     if not isinstance(state, dict) or state.get("method") != method:
-        raise InputError(f"{path} is no checkpoint of {method}.py; its method is {state.get('method') if isinstance(state, dict) else None!r}")
+        raise InputError(f"{path} is no checkpoint of {method}.py; give one that it wrote")
     return state
 
 
@@ -698,6 +730,7 @@ class Run:
 
     Scores are dicts for JSON, pictures name -> (uint8 picture, caption); `samples` is also a frame of the animation.
     """
+    STATE = ("epoch", "step", "order", "sums", "seconds", "history", "frames")   # where it is: epochs done, step in the next ...
 
     def __init__(self, method, config, data, model, optimizers):
         self.method, self.config, self.data, self.model, self.optimizers = method, config, data, model, optimizers
@@ -707,35 +740,37 @@ class Run:
         self.folder = Path(config.resume) if config.resume else new_folder(method, config.out)
         if config.resume:
             self._restore(read_checkpoint(self.folder, method))
-        about = {"method": method, **asdict(config), "device": str(self.device), "torch": torch.__version__, "python": platform.python_version(),
-                 "image_shape": list(data.shape), "parameters": sum(p.numel() for p in model.parameters())}
-        del about["resume"], about["out"]
-        self.about = about
-        write_file(self.folder / "config.json", json.dumps(about, indent=2) + "\n")
+        self.about = {"method": method, **asdict(config), "device": str(self.device), "threads": torch.get_num_threads(),
+                      "torch": str(torch.__version__), "python": platform.python_version(), "image_shape": list(data.shape),
+                      "parameters": sum(p.numel() for p in model.parameters())}
+        write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
         self.save()
-        print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, {self.device}, torch {torch.__version__}, into {self.folder}", flush=True)
+        print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, on {self.device}, into {self.folder}", flush=True)
 
     def save(self):
         write_file(self.folder / "checkpoint.pt", saved_bytes({
-            "method": self.method, "config": asdict(self.config), "shape": list(self.data.shape), "epoch": self.epoch, "model": self.model.state_dict(),
-            "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()}, "step": self.step, "order": self.order, "sums": self.sums,
-            "seconds": self.seconds, "history": self.history, "frames": self.frames, "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}))
+            "method": self.method, "config": asdict(self.config), "shape": list(self.data.shape),
+            "model": self.model.state_dict(), "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **{name: getattr(self, name) for name in self.STATE}}))
 
     def _restore(self, state):
         if tuple(state["shape"]) != self.data.shape:
-            raise InputError(f"{self.folder} was trained on images of {tuple(state['shape'])}, --data {self.data.name} has {self.data.shape}")
+            raise InputError(f"{self.folder} was trained on images of {tuple(state['shape'])}; {self.data.name} has {self.data.shape}")
+        if self.config.epochs < state["epoch"]:
+            raise InputError(f"--epochs {self.config.epochs} is less than the {state['epoch']} that {self.folder} has done")
         self.model.load_state_dict(state["model"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self.epoch, self.step, self.seconds, self.history, self.frames = (state[k] for k in ("epoch", "step", "seconds", "history", "frames"))
-        self.order, self.sums = (t if t is None else t.to(self.device) for t in (state["order"], state["sums"]))
+        for name in self.STATE:
+            setattr(self, name, state[name].to(self.device) if torch.is_tensor(state[name]) else state[name])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
     def epochs(self):
-        """Yield 1-based epoch numbers up to --epochs. The first Ctrl-C or SIGTERM saves after the step and stops, the second stops."""
+        """Yield 1-based epoch numbers up to --epochs. The first Ctrl-C or SIGTERM saves after its step and stops, a second stops."""
         def stop(signum, frame):
             self.stopping = True
             for s in old:
@@ -787,7 +822,8 @@ class Run:
     def end_epoch(self, scores, pictures):
         bad = [k for k, v in self.losses.items() if not math.isfinite(v)]
         if bad:
-            raise InputError(f"{bad[0]} became {self.losses[bad[0]]} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; lower the learning rates")
+            raise InputError(f"{bad[0]} became {self.losses[bad[0]]} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; "
+                             "lower the learning rates")
         self.epoch += 1
         line = {"epoch": self.epoch, "data": self.data.name, **self.losses, "seconds": self.seconds,
                 "images_per_second": self.images_seen / self.seconds, **scores}
@@ -801,7 +837,7 @@ class Run:
         """Add the final scores to the last epoch's line (epoch 0 if none was trained) and write everything once more."""
         if not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
-        self.history[-1].update(scores)
+        self.history[-1] |= scores | {"seed": self.config.seed, "device": str(self.device), "torch": str(torch.__version__)}
         self._write(self.history[-1], pictures)
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
@@ -813,7 +849,8 @@ class Run:
             images["training"] = (png(*self.frames), "The fixed samples after each epoch.")
         for name, (image, _) in images.items():
             write_file(self.folder / f"{name}.png", image)
-        write_file(self.folder / "index.html", report(f"{self.method} on {self.data.name}, epoch {self.epoch}", self.about, self.history, scores, images))
+        title = f"{self.method} on {self.data.name}, epoch {self.epoch}"
+        write_file(self.folder / "index.html", report(title, self.about, self.history, scores, images))
 
 
 def brief(scores):

@@ -61,7 +61,11 @@ class Config(common.RunConfig):
         super().__post_init__()
         if not self.categorical and not self.continuous:
             raise InputError("--categorical and --continuous are both empty; InfoGAN needs at least one code")
-        if self.continuous and not self.code_range:
+        if not self.categorical:
+            self.refuse_idle("without categorical codes", "lambda_categorical")
+        if not self.continuous:
+            self.refuse_idle("with --continuous 0", "code_range", "lambda_continuous")
+        if not self.code_range:
             raise InputError("--code-range is 0; expected a positive number, e.g. 1.0")
         if self.separate_q and self.detach_trunk:
             raise InputError("--detach-trunk is about the trunk that D and Q share; with --separate-q there is none, leave one out")

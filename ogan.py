@@ -20,6 +20,9 @@ left free. Plain squared error pins all n coordinates of E(G(z)), the mean too, 
 Where this differs from the paper (P) or the author's code (C):
 - The networks are InfoGAN's for MNIST (two stride-2 convolutions, FC), since P and C are about 64x64 faces and larger.
 - P writes R with a free coefficient; 1/4 over the mean squared pixel distance in [-1, 1] is C's.
+- E sees real and fake images in one batch. In C each is normalised alone, so that E cannot see, nor G be told, what all fakes
+  have in common, such as being too bright; --no-joint-batch does as C.
+- Adam steps E and G at once (C: RMSprop, also at once), and a moving average of G's weights draws (--average).
 - --critic network is P's general form with a small network T(E(x)) in place of avg E(x).
 - --truncation scales latents before G; C takes 0.9 for reconstructions, here it is 1.
 
@@ -61,12 +64,13 @@ GAN_LOSSES = {
 @dataclass
 class Config(common.RunConfig):
     batch_size: int = option(64, "images in a step", low=2)
-    latent: int = option(64, "latent variables, z ~ N(0, I)", low=2)
+    latent: int = option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = option(1.0, "lambda, the weight of the latent loss")
     critic: str = option("avg", "an image's score: avg E(x), or a small network T(E(x))", choices=["avg", "network"])
     latent_loss: str = option("pearson", "what E(G(z)) is asked: correlate with z, equal z, or nothing", choices=["pearson", "mse", "none"])
     gan_loss: str = option("qp", "the GAN", choices=list(GAN_LOSSES))
     truncation: float = option(1.0, "latents are scaled by this in sample, reconstruct and interpolate")
+    joint_batch: bool = option(True, "E's batch normalisation sees real and fake images as one batch, not each alone")
     lr_encoder: float = option(5e-4, "Adam's rate for E (and T)")
     lr_generator: float = option(5e-4, "Adam's rate for G")
     average: float = option(0.995, "decay of the moving average of G's weights that draws; 0 draws with the last weights", high=0.99999)
@@ -75,6 +79,8 @@ class Config(common.RunConfig):
         super().__post_init__()
         if not self.truncation:
             raise InputError("--truncation is 0, which draws one image only; expected a positive number, 1 for none")
+        if self.latent_loss == "none":
+            self.refuse_idle("with --latent-loss none", "rho_weight")
 
 
 # ---------------------------------------------------------------- networks
@@ -171,7 +177,7 @@ def training_step(model, e_optimizer, g_optimizer, real):
     critic_loss, generator_loss = GAN_LOSSES[c.gan_loss]
     real, latent = 2 * real - 1, model.sample_latent(len(real))
     fake = model.generator(latent).tanh()
-    real_code, code = model.encoder(torch.cat([real, fake])).chunk(2)                 # one pass, one set of batch statistics
+    real_code, code = model.encoder(torch.cat([real, fake])).chunk(2) if c.joint_batch else (model.encoder(real), model.encoder(fake))
     real_score, fake_score = model.score(real_code), model.score(code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
     loss_latent = c.rho_weight * latent_loss(c.latent_loss, latent, code)

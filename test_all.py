@@ -276,7 +276,7 @@ def test_infogan_step_gives_each_player_its_own_gradient():
 
 
 def test_ogan_step_gives_each_player_its_own_gradient():
-    for options in ({}, {"critic": "network"}, {"gan_loss": "relativistic", "latent_loss": "mse"}):
+    for options in ({}, {"critic": "network"}, {"gan_loss": "relativistic", "latent_loss": "mse"}, {"joint_batch": False}):
         torch.manual_seed(0)
         model = ogan.OGAN(ogan.Config(width=2, latent=8, **options)).train()
         c, real = model.config, common.draw_digits(16)[0].float() / 255
@@ -289,7 +289,8 @@ def test_ogan_step_gives_each_player_its_own_gradient():
         fake = model.generator(latent).tanh()
 
         def losses(fake):
-            real_code, code = model.encoder(torch.cat([2 * real - 1, fake])).chunk(2)
+            both = torch.cat([2 * real - 1, fake])
+            real_code, code = model.encoder(both).chunk(2) if c.joint_batch else map(model.encoder, both.chunk(2))
             tie = c.rho_weight * ogan.latent_loss(c.latent_loss, latent, code)
             return model.score(real_code), model.score(code), tie
 
@@ -544,10 +545,9 @@ def test_sources_are_the_published_ones():
     for name, (urls, _, checksums) in common.SOURCES.items():
         assert len(checksums) == 4 and all(re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", c) for c in checksums)
         assert all(u.startswith("http") and u.endswith("/") for u in urls)
-    real = HERE.parent / "shared" / "mnist"
-    if not real.is_dir():
-        raise unittest.SkipTest("the genuine MNIST files are not here")
-    data = common.load_data("mnist", real)
+    if not list((HERE / "data").rglob(common.IDX_FILES[0])):
+        raise unittest.SkipTest("the genuine MNIST files are not in data/")
+    data = common.load_data("mnist", HERE / "data")
     assert data.images.shape == (60_000, 1, 28, 28) and data.test_images.shape == (10_000, 1, 28, 28)
     assert data.labels[:5].tolist() == [5, 0, 4, 1, 9] and int(data.images.long().sum()) == 1_567_298_545
 
@@ -764,6 +764,8 @@ def test_wrong_checkpoints_are_refused():
         assert refused(lambda: ogan.main(["--resume", "run"]), "no checkpoint of ogan.py") and refused(lambda: ogan.OGAN.load("run"), "ogan")
         assert refused(lambda: ogan.main(["--resume", "nowhere"]), "nowhere") and refused(lambda: infogan.InfoGAN.load("small.pt"), "method")
         assert refused(lambda: infogan.main(["--resume", "run", "--width", "4"]), "--width cannot change")
+        run("infogan", "--epochs", 2, "--resume", "run")
+        assert refused(lambda: infogan.main(["--resume", "run", "--epochs", "1"]), "less than the 2")
         content = Path("run/checkpoint.pt").read_bytes()
         Path("run/checkpoint.pt").write_bytes(content[:len(content) // 2])
         assert refused(lambda: infogan.InfoGAN.load("run"), "cut short")
@@ -776,7 +778,7 @@ FLAGS = {   # every flag of both methods at a value of its own
                 "--lambda-categorical 0.5", "--lambda-continuous 1", "--separate-q", "--detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
                 "--categorical 6 --continuous 1 --separate-q --code-range 3", "--categorical 4 4 --continuous 0 --detach-trunk"],
     "ogan": ["--latent 5", "--rho-weight 0.3", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
-             "--lr-generator 0.001", "--average 0", "--average 0.9"] + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
+             "--lr-generator 0.001", "--average 0", "--average 0.9", "--no-joint-batch"] + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
                                                                       in itertools.product(ogan.GAN_LOSSES, ("avg", "network"), ("pearson", "mse"))],
 }
 
@@ -790,7 +792,7 @@ def test_every_flag_does_what_it_says():
             for number, line in enumerate(FLAGS[method]):
                 words = line.split()
                 state = run(method, "--batch-size", 16, "--out", number, *words)
-                names = [w[2:].replace("-", "_") for w in words if w.startswith("--")]
+                names = [w[2:].removeprefix("no-").replace("-", "_") for w in words if w.startswith("--")]
                 seen |= set(names)
                 assert any(state["config"][n] != plain["config"][n] for n in names) or line == "--gan-loss qp --critic avg --latent-loss pearson", line
                 if line != "--truncation 0.8" and any(state["config"][n] != plain["config"][n] for n in names):
@@ -825,9 +827,11 @@ def test_bad_flags_get_one_line():
     cases = [("--epochs -1", "--epochs"), ("--epochs x", "--epochs"), ("--batch-size 1", "--batch-size"), ("--width 0", "--width"), ("--device gpu", "--device"),
              ("--data cifar", "--data"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"), ("--lr-generator nan", "--lr-generator")]
     own = {"infogan": [("--categorical 1", "--categorical"), ("--categorical --continuous 0", "at least one code"), ("--code-range 0", "--code-range"),
-                       ("--noise -1", "--noise"), ("--separate-q --detach-trunk", "leave one out"), ("--lambda-continuous -1", "--lambda-continuous")],
+                       ("--noise -1", "--noise"), ("--continuous 0 --code-range 2", "does nothing"), ("--categorical --lambda-categorical 2", "does nothing"),
+                       ("--separate-q --detach-trunk", "leave one out"), ("--lambda-continuous -1", "--lambda-continuous")],
            "ogan": [("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"), ("--latent-loss l1", "pearson"),
-                    ("--truncation 0", "--truncation"), ("--average 1", "--average"), ("--rho-weight -1", "--rho-weight")]}
+                    ("--truncation 0", "--truncation"), ("--latent-loss none --rho-weight 2", "does nothing"),
+                    ("--average 1", "--average"), ("--rho-weight -1", "--rho-weight")]}
     if not torch.cuda.is_available():
         cases.append(("--device cuda", "--device cuda"))
     for method, module in METHODS.items():
