@@ -659,7 +659,8 @@ def report(title, config, history, scores, pictures):
     number = lambda v: f"{v:.4g}" if isinstance(v, float) else html.escape(json.dumps(v))
     table = lambda items: "<table>" + "".join(f"<tr><th>{html.escape(k)}<td>{number(v)}" for k, v in items) + "</table>"
     figures = "".join(f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
-                      f"<figcaption><b>{name}.png</b> {caption}</figcaption></figure>" for name, (image, caption) in pictures.items())
+                      f"<figcaption><b>{name}.png</b> {caption}</figcaption></figure>"
+                      for name, (image, caption) in pictures.items())
     names = [k for k, v in history[0].items() if isinstance(v, float)] if history else []
     curves = "".join(curve(html.escape(k), [(h["epoch"], h[k]) for h in history if k in h]) for k in names)
     confusion = "".join("<tr>" + "".join(f"<td>{n}" for n in row) for row in scores.get("confusion", []))
@@ -757,7 +758,7 @@ class Run:
 
     def _restore(self, state):
         if tuple(state["shape"]) != self.data.shape:
-            raise InputError(f"{self.folder} was trained on images of {tuple(state['shape'])}; {self.data.name} has {self.data.shape}")
+            raise InputError(f"{self.folder} was trained on images of {tuple(state['shape'])}; these are {self.data.shape}")
         if self.config.epochs < state["epoch"]:
             raise InputError(f"--epochs {self.config.epochs} is less than the {state['epoch']} that {self.folder} has done")
         self.model.load_state_dict(state["model"])
@@ -770,7 +771,7 @@ class Run:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
     def epochs(self):
-        """Yield 1-based epoch numbers up to --epochs. The first Ctrl-C or SIGTERM saves after its step and stops, a second stops."""
+        """Yield 1-based epoch numbers up to --epochs. A first Ctrl-C or SIGTERM saves after its step and stops, a second stops."""
         def stop(signum, frame):
             self.stopping = True
             for s in old:
@@ -820,10 +821,10 @@ class Run:
         return "  ".join(f"{k} {v:.3f}" for k, v in means.items())
 
     def end_epoch(self, scores, pictures):
-        bad = [k for k, v in self.losses.items() if not math.isfinite(v)]
-        if bad:
-            raise InputError(f"{bad[0]} became {self.losses[bad[0]]} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; "
-                             "lower the learning rates")
+        for name, loss in self.losses.items():
+            if not math.isfinite(loss):
+                raise InputError(f"{name} became {loss} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; "
+                                 "lower the learning rates")
         self.epoch += 1
         line = {"epoch": self.epoch, "data": self.data.name, **self.losses, "seconds": self.seconds,
                 "images_per_second": self.images_seen / self.seconds, **scores}

@@ -93,8 +93,9 @@ class InfoGAN(nn.Module):
         self.trunk = common.convolutional_trunk(shape, c.width, slope=0.1)
         self.d_head = nn.Linear(16 * c.width, 1)
         self.q_trunk = common.convolutional_trunk(shape, c.width, slope=0.1) if c.separate_q else None
-        self.q_head = nn.Sequential(nn.Linear(16 * c.width, 2 * c.width, bias=False), nn.BatchNorm1d(2 * c.width), nn.LeakyReLU(0.1),
-                                    nn.Linear(2 * c.width, sum(c.categorical) + 2 * c.continuous))
+        self.q_head = nn.Sequential(
+            nn.Linear(16 * c.width, 2 * c.width, bias=False), nn.BatchNorm1d(2 * c.width), nn.LeakyReLU(0.1),
+            nn.Linear(2 * c.width, sum(c.categorical) + 2 * c.continuous))
         self.apply(common.initialise)
 
     @classmethod
@@ -125,7 +126,7 @@ class InfoGAN(nn.Module):
             given = torch.as_tensor(categorical, device=device)
             given = given.expand(n)[:, None] if given.ndim == 0 or given.shape == (n,) else given
             if given.ndim != 2 or len(given) != n or given.shape[1] > len(picks) or given.is_floating_point():
-                raise InputError(f"categorical is {tuple(given.shape)}; expected whole numbers: one, ({n},) or ({n}, up to {len(picks)})")
+                raise InputError(f"categorical is {tuple(given.shape)}; expected whole numbers, one, ({n},) or ({n}, {len(picks)})")
             for i, k in enumerate(c.categorical[:given.shape[1]]):
                 if n and not 0 <= given[:, i].min() <= given[:, i].max() < k:
                     raise InputError(f"categorical code {i + 1} has categories 0 to {k - 1}; got {given[:, i].tolist()}")
@@ -183,7 +184,7 @@ def split(read, config):
 
 
 def information(read, latent, config):
-    """L_I in nats, Equation 5, from Q's raw output and the latents: a list, one a category (at most ln K each), and (continuous,)."""
+    """L_I in nats, Equation 5, from Q's raw output and the latents: a list, one a category (ln K at most), and (continuous,)."""
     _, *onehots, values = latent.split([config.noise, *config.categorical, config.continuous], dim=1)
     logits, mean, std = split(read, config)
     categorical = [math.log(k) - F.cross_entropy(l, onehot) for k, l, onehot in zip(config.categorical, logits, onehots)]
@@ -268,7 +269,7 @@ def pictures(model):
     for i, k in enumerate(c.categorical):
         onehots, latent = torch.eye(k, device=device), columns.repeat(k, 1)
         latent[:, start:start + k] = onehots.repeat_interleave(10, 0)
-        shown[f"traversal{i + 1 if i else ''}"] = common.grid(model.generate(latent), 10), f"A row a category of c{i + 1}, a column a latent."
+        shown[f"traversal{i + 1 if i else ''}"] = common.grid(model.generate(latent), 10), f"A row a category of c{i + 1}."
         if i == 0:
             rows = columns[:1].repeat(k, 1)
             rows[:, start:start + k] = onehots
@@ -277,7 +278,7 @@ def pictures(model):
     for j in range(c.continuous):
         name, latent = f"c{len(c.categorical) + 1 + j}", rows.repeat_interleave(10, 0)
         latent[:, start + j] = sweep.repeat(len(rows))
-        shown[name] = common.grid(model.generate(latent), 10), f"{name} from {sweep[0]:g} to {sweep[-1]:g}, twice the range it was trained on."
+        shown[name] = common.grid(model.generate(latent), 10), f"{name} from {sweep[0]:g} to {sweep[-1]:g}, twice its range."
     return shown
 
 

@@ -67,13 +67,14 @@ class Config(common.RunConfig):
     latent: int = option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = option(1.0, "lambda, the weight of the latent loss")
     critic: str = option("avg", "an image's score: avg E(x), or a small network T(E(x))", choices=["avg", "network"])
-    latent_loss: str = option("pearson", "what E(G(z)) is asked: correlate with z, equal z, or nothing", choices=["pearson", "mse", "none"])
+    latent_loss: str = option("pearson", "what E(G(z)) is asked: correlate with z, equal z, or nothing",
+                              choices=["pearson", "mse", "none"])
     gan_loss: str = option("qp", "the GAN", choices=list(GAN_LOSSES))
     truncation: float = option(1.0, "latents are scaled by this in sample, reconstruct and interpolate")
     joint_batch: bool = option(True, "E's batch normalisation sees real and fake images as one batch, not each alone")
     lr_encoder: float = option(5e-4, "Adam's rate for E (and T)")
     lr_generator: float = option(5e-4, "Adam's rate for G")
-    average: float = option(0.995, "decay of the moving average of G's weights that draws; 0 draws with the last weights", high=0.99999)
+    average: float = option(0.995, "decay of the moving average of G's weights that draws; 0 draws with the last", high=0.99999)
 
     def __post_init__(self):
         super().__post_init__()
@@ -177,7 +178,7 @@ def training_step(model, e_optimizer, g_optimizer, real):
     critic_loss, generator_loss = GAN_LOSSES[c.gan_loss]
     real, latent = 2 * real - 1, model.sample_latent(len(real))
     fake = model.generator(latent).tanh()
-    real_code, code = model.encoder(torch.cat([real, fake])).chunk(2) if c.joint_batch else (model.encoder(real), model.encoder(fake))
+    real_code, code = model.encoder(torch.cat([real, fake])).chunk(2) if c.joint_batch else map(model.encoder, (real, fake))
     real_score, fake_score = model.score(real_code), model.score(code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
     loss_latent = c.rho_weight * latent_loss(c.latent_loss, latent, code)
@@ -218,7 +219,7 @@ def pictures(model, data):
     """What the run folder shows, name -> (picture, caption), from the same latents and test images on every call."""
     latent = model.sample_latent(100, torch.Generator(data.images.device).manual_seed(1))
     some = data.test_images[:50].float() / 255
-    pairs = torch.cat([part for row in range(0, len(some), 10) for part in (some[row:row + 10], model.reconstruct(some[row:row + 10]))])
+    pairs = torch.cat([part for row in some.split(10) for part in (row, model.reconstruct(row))])
     rows = torch.cat([model.interpolate(some[i], some[(i + 1) % len(some)]) for i in range(min(8, len(some)))])
     return {"samples": (common.grid(model.generate(latent), 10), "Samples."),
             "reconstruction": (common.grid(pairs, min(10, len(some))), "Test images, and under each its reconstruction."),
