@@ -617,21 +617,24 @@ def grid(images, columns, scale=2):
     return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
-def png(*pictures, delay=0.5):
-    """Bytes of a PNG of one uint8 picture (H, W, 1 or 3), or of several as an animation, `delay` seconds each (W3C PNG, 3rd)."""
+def deflate(picture):
+    """A uint8 picture (H, W, C) as PNG image data: each row behind its filter byte, 0, compressed."""
+    return zlib.compress(raw_bytes(F.pad(picture.flatten(1), (1, 0))), 9)
+
+
+def png(shape, *frames, delay=0.5):
+    """Bytes of a PNG of shape (H, W, 1 or 3) from `deflate`d image data; of several, an animation, `delay` seconds each (W3C PNG, 3rd)."""
     chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    h, w, c = pictures[0].shape
-    out = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2 if c == 3 else 0, 0, 0, 0))]
-    if len(pictures) > 1:
-        out.append(chunk(b"acTL", struct.pack(">II", len(pictures), 0)))
-    number = itertools.count()
-    for i, picture in enumerate(pictures):
-        data = zlib.compress(raw_bytes(F.pad(picture.reshape(h, w * c), (1, 0))), 9)   # each row behind its filter byte, 0
-        if len(pictures) > 1:
-            wait = round(1000 * delay * (4 if i == len(pictures) - 1 else 1))
+    h, w, c = shape
+    out, number = [chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2 if c == 3 else 0, 0, 0, 0))], itertools.count()
+    if len(frames) > 1:
+        out.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
+    for i, data in enumerate(frames):
+        if len(frames) > 1:
+            wait = round(1000 * delay * (4 if i == len(frames) - 1 else 1))
             out.append(chunk(b"fcTL", struct.pack(">IIIIIHHBB", next(number), w, h, 0, 0, wait, 1000, 0, 0)))
         out.append(chunk(b"IDAT", data) if i == 0 else chunk(b"fdAT", struct.pack(">I", next(number)) + data))
-    return b"".join(out) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(out) + chunk(b"IEND", b"")
 
 
 def curve(name, points):
@@ -647,7 +650,7 @@ def curve(name, points):
 
 
 STYLE = """body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-section { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start } figure { margin: 0; max-width: 100% }
+section { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start } figure { margin: 0; max-width: min(100%, 530px) }
 img { max-width: 100%; image-rendering: pixelated } figcaption { max-width: 40em; color: #555 }
 svg { width: 240px; border: 1px solid #ddd } text { font: 12px system-ui } .dim { fill: #777 }
 polyline { fill: none; stroke: #0a62c9; stroke-width: 2 } circle { fill: #0a62c9 }
@@ -726,21 +729,23 @@ class Run:
         for epoch in run.epochs():
             for real in run.batches():                      # (N, C, H, W) in [0, 1]
                 run.log(training_step(...))                 # dict of 0-d tensors
-            run.end_epoch(scores, pictures)
-        run.end(scores, pictures)
+            run.end_epoch(scores)                           # dict for JSON
+        run.end(scores)
 
-    Scores are dicts for JSON, pictures name -> (uint8 picture, caption); `samples` is also a frame of the animation.
+    `draw` gives the pictures, name -> (uint8 picture, caption); `samples` is also a frame of the animation.
     """
-    STATE = ("epoch", "step", "order", "sums", "seconds", "history", "frames")   # where it is: epochs done, step in the next ...
+    STATE = ("epoch", "step", "order", "sums", "seconds", "history", "frames")   # epochs done, steps done in the next one, ...
 
-    def __init__(self, method, config, data, model, optimizers):
-        self.method, self.config, self.data, self.model, self.optimizers = method, config, data, model, optimizers
+    def __init__(self, method, config, data, model, optimizers, draw):
+        self.method, self.config, self.data, self.model, self.optimizers, self.draw = method, config, data, model, optimizers, draw
         self.device = data.images.device
         self.epoch, self.step, self.order, self.sums, self.seconds = 0, 0, None, None, 0.0
         self.history, self.frames, self.stopping = [], [], False
         self.folder = Path(config.resume) if config.resume else new_folder(method, config.out)
         if config.resume:
             self._restore(read_checkpoint(self.folder, method))
+        else:
+            self.frames.append(deflate(draw()["samples"][0]))
         self.about = {"method": method, **asdict(config), "device": str(self.device), "threads": torch.get_num_threads(),
                       "torch": str(torch.__version__), "python": platform.python_version(), "image_shape": list(data.shape),
                       "parameters": sum(p.numel() for p in model.parameters())}
@@ -808,8 +813,11 @@ class Run:
                 print(f"\r\033[Kepoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  {self._losses()}  "
                       f"{self.step * size / (told - began):.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", end="", flush=True)
         self.losses = dict(zip(self.names, (self.sums / steps).tolist()))   # waits for the device, so the clock below is honest
-        self.seconds = time.perf_counter() - began
-        self.images_seen = steps * size
+        self.seconds, self.images_seen = time.perf_counter() - began, steps * size
+        for name, loss in self.losses.items():
+            if not math.isfinite(loss):
+                raise InputError(f"{name} became {loss} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; "
+                                 "lower the learning rates")
 
     def log(self, losses):
         """Add one step's losses, a dict of 0-d tensors, on the device; they are read once a report."""
@@ -820,34 +828,33 @@ class Run:
         means = dict(zip(self.names, (self.sums / self.step).tolist()))
         return "  ".join(f"{k} {v:.3f}" for k, v in means.items())
 
-    def end_epoch(self, scores, pictures):
-        for name, loss in self.losses.items():
-            if not math.isfinite(loss):
-                raise InputError(f"{name} became {loss} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; "
-                                 "lower the learning rates")
+    def end_epoch(self, scores):
+        """Add the epoch's line to the metrics, with these cheap scores, and write everything."""
         self.epoch += 1
         line = {"epoch": self.epoch, "data": self.data.name, **self.losses, "seconds": self.seconds,
                 "images_per_second": self.images_seen / self.seconds, **scores}
         self.history.append(line)
-        self.frames.append(pictures["samples"][0])
         self.step, self.order, self.sums, self.seconds = 0, None, None, 0.0
-        self._write(line, pictures)
+        self._write(line, new_frame=True)
         print(("\r\033[K" if sys.stdout.isatty() else "") + f"epoch {self.epoch}/{self.config.epochs}  " + brief(line), flush=True)
 
-    def end(self, scores, pictures):
+    def end(self, scores):
         """Add the final scores to the last epoch's line (epoch 0 if none was trained) and write everything once more."""
         if not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
         self.history[-1] |= scores | {"seed": self.config.seed, "device": str(self.device), "torch": str(torch.__version__)}
-        self._write(self.history[-1], pictures)
+        self._write(self.history[-1])
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
-    def _write(self, scores, pictures):
+    def _write(self, scores, new_frame=False):
+        pictures = self.draw()
+        if new_frame:
+            self.frames.append(deflate(pictures["samples"][0]))
         self.save()
         write_file(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
-        images = {name: (png(picture), caption) for name, (picture, caption) in pictures.items()}
-        if len(self.frames) > 1:
-            images["training"] = (png(*self.frames), "The fixed samples after each epoch.")
+        images = {name: (png(picture.shape, deflate(picture)), caption) for name, (picture, caption) in pictures.items()}
+        animation = png(pictures["samples"][0].shape, *self.frames)
+        images["training"] = animation, "The same samples before training and after each epoch."
         for name, (image, _) in images.items():
             write_file(self.folder / f"{name}.png", image)
         title = f"{self.method} on {self.data.name}, epoch {self.epoch}"

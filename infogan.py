@@ -289,13 +289,13 @@ def train(config):
     q_layers = [m for m in (model.trunk, model.d_head, model.q_trunk, model.q_head) if m]
     d_optimizer = torch.optim.Adam([p for m in q_layers for p in m.parameters()], config.lr_discriminator, betas=(0.5, 0.999))
     g_optimizer = torch.optim.Adam(model.generator.parameters(), config.lr_generator, betas=(0.5, 0.999))
-    run = common.Run("infogan", config, data, model, {"d": d_optimizer, "g": g_optimizer})
+    run = common.Run("infogan", config, data, model, {"d": d_optimizer, "g": g_optimizer}, lambda: pictures(model))
     for _ in run.epochs():
         model.train()
         for real in run.batches():
             run.log(training_step(model, d_optimizer, g_optimizer, real))
-        run.end_epoch(scores(model, data), pictures(model))
-    run.end(scores(model, data, common.Judge.for_data(data), full=True), pictures(model))
+        run.end_epoch(scores(model, data))
+    run.end(scores(model, data, common.Judge.for_data(data), full=True))
     return model.eval(), run
 
 

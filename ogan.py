@@ -233,13 +233,13 @@ def train(config):
     e_parameters = [p for m in (model.encoder, model.critic) if m for p in m.parameters()]
     e_optimizer = torch.optim.Adam(e_parameters, config.lr_encoder, betas=(0.5, 0.999))
     g_optimizer = torch.optim.Adam(model.generator.parameters(), config.lr_generator, betas=(0.5, 0.999))
-    run = common.Run("ogan", config, data, model, {"e": e_optimizer, "g": g_optimizer})
+    run = common.Run("ogan", config, data, model, {"e": e_optimizer, "g": g_optimizer}, lambda: pictures(model, data))
     for _ in run.epochs():
         model.train()
         for real in run.batches():
             run.log(training_step(model, e_optimizer, g_optimizer, real))
-        run.end_epoch(scores(model, data), pictures(model, data))
-    run.end(scores(model, data, common.Judge.for_data(data), full=True), pictures(model, data))
+        run.end_epoch(scores(model, data))
+    run.end(scores(model, data, common.Judge.for_data(data), full=True))
     return model.eval(), run
 
 
