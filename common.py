@@ -116,6 +116,8 @@ def parse(Config, method, description, argv=None):
         if fixed:
             raise InputError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run; leave out one of the two")
         given = {**read_checkpoint(given["resume"], method)["config"], **given}
+        if Path(given["resume"]).is_file():            # its checkpoint.pt was named
+            given["resume"] = str(Path(given["resume"]).parent)
     return Config(**given)
 
 
@@ -286,13 +288,15 @@ def load_file(path):
             raise InputError(f"--data {path}: images are {x.shape[2]}x{x.shape[3]}; pad or crop height and width to multiples of 4")
         if y is not None and (not torch.is_tensor(y) or y.is_floating_point() or y.shape != x.shape[:1] or y.min() < 0):
             raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0, one for each of {len(x)} images")
+    if len(images) < 2:
+        raise InputError(f"--data {path} holds one image; batch normalisation needs at least 2 to train on")
     if test is None:
         tenth = torch.arange(len(images)) % 10 == 9
         rest, tenth = (~tenth, tenth) if tenth.any() else (slice(None), slice(None))   # under ten images serve both ends
         images, test = images[rest], images[tenth]
         labels, test_labels = (labels[rest], labels[tenth]) if labels is not None else (None, None)
     both = labels is not None and test_labels is not None
-    return Data(str(path), images, labels.long() if both else None, test, test_labels.long() if both else None)
+    return Data(Path(path).name, images, labels.long() if both else None, test, test_labels.long() if both else None)
 
 
 STROKES = """0 40 21 13 16 28 49 68 76 73 61 40
@@ -885,7 +889,7 @@ def start(config):
     """What every training begins with: seed, device, data set on that device. Sets config.data to the set actually used."""
     device = pick_device(config.device)
     data = load_data(config.data, config.data_root)
-    config.data = data.name
+    config.data = str(Path(config.data).resolve()) if config.data.endswith(".pt") else data.name
     if data.labels is None:
         print(f"{data.name} has no labels: the scores that need them are left out")
     torch.manual_seed(config.seed)

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.2"]
+# dependencies = ["torch"]
 # ///
 """O-GAN: a GAN whose discriminator is an encoder, made so by one correlation term (Su 2019, arXiv 1903.01931).
 
@@ -203,7 +203,7 @@ def scores(model, data, judge=None, full=False):
     latent = model.sample_latent(common.SAMPLES, torch.Generator(data.images.device).manual_seed(0))
     samples, test = model.generate(latent), data.test_images.float() / 255
     raw = model.read(data.test_images)
-    again, mean_image = model.generate(standardise(raw)), data.images.float().mean(0) / 255
+    again, mean_image = model.generate(standardise(raw)), data.images.sum(0) / (255 * len(data.images))
     result = {"rho": float(pearson_correlation(latent, model.read(samples)).mean()),
               "reconstruction_error": float((again - test).square().mean() / (mean_image - test).square().mean()),
               "avg_real": float(raw.mean()), "std_real": float(raw.std(1, correction=0).mean())}
