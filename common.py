@@ -249,7 +249,8 @@ def download(file, mirrors, checksum, folder):
                     path = Path(temporary, file)
                     torch.hub.download_url_to_file(mirror + file, str(path), progress=sys.stderr.isatty())
                     if genuine(path, checksum):
-                        return Path(os.replace(path, folder / file) or folder / file)
+                        os.replace(path, folder / file)
+                        return folder / file
                     tried.append(f"{mirror + file}: wrong checksum, {path.stat().st_size} bytes")
                 except Exception as error:   # refused, no such host, 404, silence, cut short: all mean the next mirror
                     tried.append(f"{mirror + file}: {error}")
