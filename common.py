@@ -7,6 +7,7 @@ Needs torch and the standard library. Images are float tensors (N, C, H, W) in [
 import argparse
 import base64
 import contextlib
+import copy
 import ctypes
 import functools
 import gzip
@@ -24,6 +25,7 @@ import struct
 import sys
 import tempfile
 import time
+import timeit
 import warnings
 import zlib
 from dataclasses import asdict, dataclass, field, fields
@@ -32,6 +34,7 @@ from pathlib import Path
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")   # torch says so at import; we need none
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -42,20 +45,26 @@ class InputError(ValueError):
     """Something the user gave cannot work; the message is one line: what was wrong, what was expected, what to do."""
 
 
-def option(default, help, low=None, high=None, choices=None):
-    """A dataclass field that is at once a default, a command-line flag with its help, and a range check."""
-    value = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(**value, metadata={"help": help, "low": low, "high": high, "choices": choices})
+def option(default, help, low=None, high=None, choices=None, paper=None):
+    """A dataclass field that is at once a default, with the paper's where that is another, a flag with its help, and a range check."""
+    return field(default=None, metadata={"best": default, "paper": default if paper is None else paper,
+                                         "help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass
 class RunConfig:
-    """The options every method has. A subclass adds its own; InputError if a value has the wrong type or range."""
+    """The options every method has; one left out, or None, is as its recipe says. A subclass adds its own.
+
+    Errors: InputError if a value has the wrong type or range.
+    """
+    recipe: str = option("best", "best (reliable) or paper (as published): the defaults of all other options", choices=["best", "paper"])
     epochs: int = option(5, "total passes over the training images; 0 only evaluates and draws", low=0)
     batch_size: int = option(128, "images in a step", low=2)
     seed: int = option(0, "seed of everything drawn at random", low=0, high=2**63 - 1)
-    width: int = option(32, "channels of the first convolution; all others scale with it; the paper's is 64", low=1)
+    width: int = option(32, "channels of the first convolution; all others scale with it", low=1, paper=64)
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
+    precision: str = option("auto", "of training's forward and backward passes: auto (bf16 where it is faster), fp32, bf16",
+                            choices=["auto", "fp32", "bf16"])
     data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn, no network), or FILE.pt")
     data_root: str = option("data", "folder where data files are looked for and downloaded to")
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
@@ -63,8 +72,10 @@ class RunConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            value, kind, rule = getattr(self, f.name), type(default_of(f)), f.metadata
-            if kind is float and type(value) is int:
+            value, kind, rule = getattr(self, f.name), type(f.metadata["best"]), f.metadata
+            if value is None:
+                setattr(self, f.name, value := self.default(f))
+            elif kind is float and type(value) is int:
                 setattr(self, f.name, value := float(value))
             low, high = rule["low"] or 0, rule["high"] or math.inf
             for item in value if kind is list and type(value) is list else [value]:
@@ -76,16 +87,15 @@ class RunConfig:
                     limit = f"at least {low}" + (f" and at most {high}" if rule["high"] else "")
                     raise InputError(f"{flag_of(f)} is {item}; expected a number of {limit}")
 
+    def default(self, f):
+        """The value of the dataclass field f under this recipe."""
+        return copy.copy(f.metadata["paper" if self.recipe == "paper" else "best"])
 
     def refuse_idle(self, why, *names):
         """InputError for the first of these options that is not at its default, because it would do nothing."""
         for f in fields(self):
-            if f.name in names and getattr(self, f.name) != default_of(f):
+            if f.name in names and getattr(self, f.name) != self.default(f):
                 raise InputError(f"{flag_of(f)} {getattr(self, f.name)} does nothing {why}; leave it out")
-
-
-def default_of(f):
-    return f.default_factory() if callable(f.default_factory) else f.default
 
 
 def flag_of(f):
@@ -100,9 +110,10 @@ def parse(Config, method, description, argv=None):
 
     parser = Parser(description=description.strip().splitlines()[0], argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for f in fields(Config):
-        default, names = default_of(f), f.metadata["choices"]
+        default, paper, names = f.metadata["best"], f.metadata["paper"], f.metadata["choices"]
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        rest = {"help": f.metadata["help"] + ("" if shown == "" else f" (default: {shown})")}
+        shown = f" (default: {shown}" + (f"; paper: {paper})" if paper != default else ")")
+        rest = {"help": f.metadata["help"] + ("" if default == "" else shown)}
         if isinstance(default, bool):
             rest["action"] = argparse.BooleanOptionalAction
         elif isinstance(default, list):
@@ -131,6 +142,9 @@ def command_line(train, Config, method, description, argv=None):
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'stopped'}", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        if processes()[1] > 1:
+            dist.destroy_process_group()
 
 
 def pick_device(name):
@@ -143,6 +157,25 @@ def pick_device(name):
         return device
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"--device {name} cannot be used here; expected auto, cpu, cuda, cuda:1 or mps") from None
+
+
+def pick_precision(name, device):
+    """`fp32` or `bf16`; for `auto`, the one in which this processor multiplies matrices faster (on CUDA, bf16 where it has it)."""
+    if name != "auto" or device.type == "mps":
+        return name.replace("auto", "fp32")
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    seconds = {}
+    for kind in (torch.float32, torch.bfloat16):
+        a = torch.ones(512, 512, dtype=kind)
+        seconds[kind] = min(timeit.repeat(lambda: a @ a, number=1, repeat=10))
+    return "bf16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "fp32"
+
+
+def autocast(model):
+    """The context of a network's forward pass: bfloat16 while it trains with --precision bf16, float32 when it is scored or used."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=model.training and model.config.precision == "bf16")
 
 
 def inference(method):
@@ -373,14 +406,18 @@ def draw_digits(n, seed=0, points=64, blur=0.8):
 
 # ---------------------------------------------------------------- network blocks
 
-def convolutional_trunk(shape, width, slope):
-    """Images (N, C, H, W) to features (N, 16 width): the InfoGAN paper's D without its head (width 64: 64, 128, FC 1024)."""
+def convolutional_trunk(shape, width, slope, norm="batch"):
+    """Images (N, C, H, W) to features (N, 16 width): the InfoGAN paper's D without its head (width 64: 64, 128, FC 1024).
+
+    norm: `batch`, or `layer`, which normalises each image by itself, over all its channels and pixels.
+    """
     c, h, w = shape
+    norm2d, norm1d = (nn.BatchNorm2d, nn.BatchNorm1d) if norm == "batch" else 2 * (functools.partial(nn.GroupNorm, 1),)
     return nn.Sequential(
         nn.Conv2d(c, width, 4, 2, 1), nn.LeakyReLU(slope),                                              # (N, width, H/2, W/2)
-        nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(slope),   # (N, 2 width, H/4, W/4)
+        nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), norm2d(2 * width), nn.LeakyReLU(slope),       # (N, 2 width, H/4, W/4)
         nn.Flatten(), nn.Linear(2 * width * (h // 4) * (w // 4), 16 * width, bias=False),
-        nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))                                                # (N, 16 width)
+        norm1d(16 * width), nn.LeakyReLU(slope))                                                        # (N, 16 width)
 
 
 def convolutional_generator(inputs, shape, width):
@@ -738,6 +775,10 @@ class Run:
         run.end(scores)
 
     `draw` gives the pictures, name -> (uint8 picture, caption); `samples` is also a frame of the animation.
+
+    Under torchrun each process takes its slice of every batch, gradients are averaged before each optimizer's step, and the first
+    process alone writes. Batch normalisation, and what else looks at a whole batch, sees the slice; each process draws its own
+    latents. So K processes train as one does, but not on the same numbers.
     """
     STATE = ("epoch", "step", "order", "sums", "seconds", "history", "frames")   # epochs done, steps done in the next one, ...
 
@@ -746,17 +787,24 @@ class Run:
         self.device = data.images.device
         self.epoch, self.step, self.order, self.sums, self.seconds = 0, 0, None, None, 0.0
         self.history, self.frames, self.stopping = [], [], False
-        self.folder = Path(config.resume) if config.resume else new_folder(method, config.out)
+        self.rank, self.processes = processes()
+        self.folder = Path(config.resume or config.out) if config.resume or self.rank else new_folder(method, config.out)
         if config.resume:
             self._restore(read_checkpoint(self.folder, method))
         else:
             self.frames.append(deflate(draw()["samples"][0]))
         self.about = {"method": method, **asdict(config), "device": str(self.device), "threads": torch.get_num_threads(),
+                      "processes": self.processes,
                       "torch": str(torch.__version__), "python": platform.python_version(), "image_shape": list(data.shape),
                       "parameters": sum(p.numel() for p in model.parameters())}
-        write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
-        self.save()
-        print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, on {self.device}, into {self.folder}", flush=True)
+        if self.rank == 0:
+            write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
+            self.save()
+        if self.rank:
+            torch.manual_seed(config.seed + self.rank + 1000 * self.epoch)   # latents of its own
+        for optimizer in optimizers.values() if self.processes > 1 else ():
+            optimizer.register_step_pre_hook(average_gradients)
+        print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, on {self.device} in {self.config.precision}, into {self.folder}", flush=True)
 
     def save(self):
         write_file(self.folder / "checkpoint.pt", saved_bytes({
@@ -788,7 +836,7 @@ class Run:
                 signal.signal(s, old[s])
         old = {}
         with contextlib.suppress(ValueError):          # signals can be handled in the main thread only
-            for s in (signal.SIGINT, signal.SIGTERM):
+            for s in (signal.SIGINT, signal.SIGTERM) if self.processes == 1 else ():   # torchrun stops all of its processes itself
                 old[s] = signal.signal(s, stop)
         try:
             while self.epoch < self.config.epochs:
@@ -800,9 +848,11 @@ class Run:
     def batches(self):
         """Yield one epoch of training batches (N, C, H, W) in [0, 1], shuffled; the last, partial batch is left out."""
         images, size = self.data.images, min(self.config.batch_size, len(self.data.images))
-        steps = len(images) // size
+        steps, part = len(images) // size, size // self.processes
         if self.order is None:
             self.order = torch.randperm(len(images), device=self.device)
+            if self.processes > 1:
+                dist.broadcast(self.order, 0)
         self.names, began, told = (), time.perf_counter() - self.seconds, time.perf_counter()
         while self.step < steps:
             if self.stopping:
@@ -810,7 +860,8 @@ class Run:
                 self.save()
                 raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in epoch {self.epoch + 1}; "
                                         f"go on with: python {self.method}.py --resume {self.folder}")
-            yield images[self.order[self.step * size:(self.step + 1) * size]].float() / 255
+            first = self.step * size + self.rank * part
+            yield images[self.order[first:first + part]].float() / 255
             self.step += 1
             if sys.stdout.isatty() and (time.perf_counter() - told > 0.5 or self.step == steps):
                 told, done = time.perf_counter(), self.step / steps
@@ -852,6 +903,8 @@ class Run:
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
     def _write(self, scores, new_frame=False):
+        if self.rank:
+            return
         pictures = self.draw()
         if new_frame:
             self.frames.append(deflate(pictures["samples"][0]))
@@ -886,10 +939,75 @@ def new_folder(method, out):
             raise InputError(f"--out {folder} cannot be made: {error.strerror}; choose another folder") from None
 
 
+def processes():
+    """(rank, number) of the processes that torchrun started; (0, 1) without it."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def average_gradients(optimizer, *_):
+    """Replace each gradient by its mean over the processes, in one message."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def optimizer(parameters, rate, kind="adam"):
+    """torch.optim's Adam (betas 0.5 and 0.999) or RMSprop (`rmsprop`, alpha 0.99) over a list of parameters, fit for a CUDA graph."""
+    on_cuda = parameters[0].is_cuda
+    if kind == "rmsprop":
+        return torch.optim.RMSprop(parameters, rate, alpha=0.99, capturable=on_cuda)
+    return torch.optim.Adam(parameters, rate, betas=(0.5, 0.999), fused=True, capturable=on_cuda)
+
+
+class Captured:
+    """A training step, batch -> losses, that on CUDA becomes one graph: networks this small wait for kernel launches otherwise.
+
+    The first steps run as they are, on a stream of their own, as capture wants; then one is recorded, and replayed from there on.
+    """
+    WARM_UP = 3
+
+    def __init__(self, step):
+        self.step, self.calls, self.graph = step, 0, None
+
+    def __call__(self, real):
+        if not real.is_cuda or processes()[1] > 1:
+            return self.step(real)
+        if self.calls < self.WARM_UP:
+            self.calls += 1
+            stream = torch.cuda.Stream(real.device)
+            stream.wait_stream(torch.cuda.current_stream(real.device))
+            with torch.cuda.stream(stream):
+                losses = self.step(real)
+            torch.cuda.current_stream(real.device).wait_stream(stream)
+            return losses
+        if self.graph is None:
+            self.real, self.graph = real.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.losses = self.step(self.real)
+        self.real.copy_(real)
+        self.graph.replay()
+        return self.losses
+
+
 def start(config):
-    """What every training begins with: seed, device, data set on that device. Sets config.data to the set actually used."""
+    """What every training begins with: device, data set on that device, seed. Sets config.data and .precision to what is used."""
     device = pick_device(config.device)
+    if "LOCAL_RANK" in os.environ and not dist.is_initialized():                # torchrun
+        if device.type == "cuda":
+            torch.cuda.set_device(device := torch.device("cuda", int(os.environ["LOCAL_RANK"])))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank, number = processes()
+    if config.batch_size % number:
+        raise InputError(f"--batch-size {config.batch_size} cannot be split over {number} processes; expected a multiple of {number}")
+    if rank:
+        sys.stdout = open(os.devnull, "w")
+        dist.barrier()                                                          # the first process downloads
+    config.precision = pick_precision(config.precision, device)
     data = load_data(config.data, config.data_root)
+    if number > 1 and not rank:
+        dist.barrier()
     config.data = str(Path(config.data).resolve()) if config.data.endswith(".pt") else data.name
     if data.labels is None:
         print(f"{data.name} has no labels: the scores that need them are left out")

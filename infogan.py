@@ -105,13 +105,16 @@ class InfoGAN(nn.Module):
 
     def draw(self, latent):
         """G: latents (N, noise + codes) to images (N, C, H, W) in [0, 1]."""
-        return self.generator(latent).sigmoid()
+        with common.autocast(self):
+            return self.generator(latent).float().sigmoid()
 
     def discriminate(self, images):
         """D and Q: images (N, C, H, W) to real-or-fake logits (N,) and what Q reads, (N, sum of K + 2 continuous), for `split`."""
-        features = self.trunk(images)                                                # (N, 16 width)
-        seen = features.detach() if self.config.detach_trunk else features
-        return self.d_head(features).flatten(), self.q_head(self.q_trunk(images) if self.q_trunk else seen)
+        with common.autocast(self):
+            features = self.trunk(images)                                            # (N, 16 width)
+            seen = features.detach() if self.config.detach_trunk else features
+            read = self.q_head(self.q_trunk(images) if self.q_trunk else seen)
+            return self.d_head(features).flatten().float(), read.float()
 
     def sample_latent(self, n, categorical=None, continuous=None, generator=None):
         """n latents from the prior, on the model's device, with the codes that are given held fixed; InputError if they do not fit.
@@ -287,13 +290,14 @@ def train(config):
     device, data = common.start(config)
     model = InfoGAN(config, data.shape).to(device)
     q_layers = [m for m in (model.trunk, model.d_head, model.q_trunk, model.q_head) if m]
-    d_optimizer = torch.optim.Adam([p for m in q_layers for p in m.parameters()], config.lr_discriminator, betas=(0.5, 0.999))
-    g_optimizer = torch.optim.Adam(model.generator.parameters(), config.lr_generator, betas=(0.5, 0.999))
+    d_optimizer = common.optimizer([p for m in q_layers for p in m.parameters()], config.lr_discriminator)
+    g_optimizer = common.optimizer(list(model.generator.parameters()), config.lr_generator)
     run = common.Run("infogan", config, data, model, {"d": d_optimizer, "g": g_optimizer}, lambda: pictures(model))
+    step = common.Captured(lambda real: training_step(model, d_optimizer, g_optimizer, real))
     for _ in run.epochs():
         model.train()
         for real in run.batches():
-            run.log(training_step(model, d_optimizer, g_optimizer, real))
+            run.log(step(real))
         run.end_epoch(scores(model, data))
     run.end(scores(model, data, common.Judge.for_data(data), full=True))
     return model.eval(), run

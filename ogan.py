@@ -64,17 +64,18 @@ GAN_LOSSES = {
 @dataclass
 class Config(common.RunConfig):
     batch_size: int = option(64, "images in a step", low=2)
-    latent: int = option(32, "latent variables, z ~ N(0, I)", low=2)
-    rho_weight: float = option(1.0, "lambda, the weight of the latent loss")
+    latent: int = option(32, "latent variables, z ~ N(0, I)", low=2, paper=128)
+    rho_weight: float = option(1.0, "lambda, the weight of the latent loss", paper=0.5)
     critic: str = option("avg", "an image's score: avg E(x), or a small network T(E(x))", choices=["avg", "network"])
     latent_loss: str = option("pearson", "what E(G(z)) is asked: correlate with z, equal z, or nothing",
                               choices=["pearson", "mse", "none"])
     gan_loss: str = option("qp", "the GAN", choices=list(GAN_LOSSES))
     truncation: float = option(1.0, "latents are scaled by this in sample, reconstruct and interpolate")
-    joint_batch: bool = option(True, "E's batch normalisation sees real and fake images as one batch, not each alone")
-    lr_encoder: float = option(5e-4, "Adam's rate for E (and T)")
-    lr_generator: float = option(5e-4, "Adam's rate for G")
-    average: float = option(0.995, "decay of the moving average of G's weights that draws; 0 draws with the last", high=0.99999)
+    joint_batch: bool = option(True, "E's batch normalisation sees real and fake images as one batch, not each alone", paper=False)
+    optimizer: str = option("adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)", choices=["adam", "rmsprop"], paper="rmsprop")
+    lr_encoder: float = option(5e-4, "the optimiser's rate for E (and T)", paper=1e-4)
+    lr_generator: float = option(5e-4, "the optimiser's rate for G", paper=1e-4)
+    average: float = option(0.995, "decay of the moving average of G's weights that draws; 0 draws with the last", high=0.99999, paper=0.0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -119,6 +120,16 @@ class OGAN(nn.Module):
         """The trained model in a checkpoint.pt or its run folder, in eval mode; InputError if there is none."""
         return common.load_model(cls, Config, "ogan", path, device)
 
+    def draw(self, latent):
+        """G: latents (N, latent) to images (N, C, H, W) in [-1, 1], as E takes them."""
+        with common.autocast(self):
+            return self.generator(latent).float().tanh()
+
+    def code(self, images):
+        """E: images (N, C, H, W) in [-1, 1] to codes (N, latent), not standardised."""
+        with common.autocast(self):
+            return self.encoder(images).float()
+
     def score(self, code):
         """The critic: E(x) (N, latent) to (N,), low for real images."""
         return self.critic(code).flatten() if self.critic else code.mean(1)
@@ -146,7 +157,7 @@ class OGAN(nn.Module):
     @inference
     def read(self, images):
         """E(x), not standardised, of images (N, C, H, W) in [0, 1] or uint8, in eval mode: (N, latent)."""
-        return common.in_batches(lambda x: self.encoder(2 * x - 1), images)
+        return common.in_batches(lambda x: self.code(2 * x - 1), images)
 
     def encode(self, images):
         """N(E(x)) (N, latent), standardised, of images (N, C, H, W) in [0, 1] or uint8."""
@@ -177,8 +188,8 @@ def training_step(model, e_optimizer, g_optimizer, real):
     c = model.config
     critic_loss, generator_loss = GAN_LOSSES[c.gan_loss]
     real, latent = 2 * real - 1, model.sample_latent(len(real))
-    fake = model.generator(latent).tanh()
-    real_code, code = model.encoder(torch.cat([real, fake])).chunk(2) if c.joint_batch else map(model.encoder, (real, fake))
+    fake = model.draw(latent)
+    real_code, code = model.code(torch.cat([real, fake])).chunk(2) if c.joint_batch else map(model.code, (real, fake))
     real_score, fake_score = model.score(real_code), model.score(code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
     loss_latent = c.rho_weight * latent_loss(c.latent_loss, latent, code)
@@ -231,13 +242,14 @@ def train(config):
     device, data = common.start(config)
     model = OGAN(config, data.shape).to(device)
     e_parameters = [p for m in (model.encoder, model.critic) if m for p in m.parameters()]
-    e_optimizer = torch.optim.Adam(e_parameters, config.lr_encoder, betas=(0.5, 0.999))
-    g_optimizer = torch.optim.Adam(model.generator.parameters(), config.lr_generator, betas=(0.5, 0.999))
+    e_optimizer = common.optimizer(e_parameters, config.lr_encoder, config.optimizer)
+    g_optimizer = common.optimizer(list(model.generator.parameters()), config.lr_generator, config.optimizer)
     run = common.Run("ogan", config, data, model, {"e": e_optimizer, "g": g_optimizer}, lambda: pictures(model, data))
+    step = common.Captured(lambda real: training_step(model, e_optimizer, g_optimizer, real))
     for _ in run.epochs():
         model.train()
         for real in run.batches():
-            run.log(training_step(model, e_optimizer, g_optimizer, real))
+            run.log(step(real))
         run.end_epoch(scores(model, data))
     run.end(scores(model, data, common.Judge.for_data(data), full=True))
     return model.eval(), run
