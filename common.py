@@ -6,6 +6,7 @@ Needs torch and the standard library. Images are float tensors (N, C, H, W) in [
 
 import argparse
 import base64
+import concurrent.futures
 import contextlib
 import copy
 import ctypes
@@ -21,9 +22,12 @@ import os
 import platform
 import signal
 import socket
+import statistics
 import struct
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 import timeit
 import warnings
@@ -406,18 +410,14 @@ def draw_digits(n, seed=0, points=64, blur=0.8):
 
 # ---------------------------------------------------------------- network blocks
 
-def convolutional_trunk(shape, width, slope, norm="batch"):
-    """Images (N, C, H, W) to features (N, 16 width): the InfoGAN paper's D without its head (width 64: 64, 128, FC 1024).
-
-    norm: `batch`, or `layer`, which normalises each image by itself, over all its channels and pixels.
-    """
+def convolutional_trunk(shape, width, slope):
+    """Images (N, C, H, W) to features (N, 16 width): the InfoGAN paper's D without its head (width 64: 64, 128, FC 1024)."""
     c, h, w = shape
-    norm2d, norm1d = (nn.BatchNorm2d, nn.BatchNorm1d) if norm == "batch" else 2 * (functools.partial(nn.GroupNorm, 1),)
     return nn.Sequential(
         nn.Conv2d(c, width, 4, 2, 1), nn.LeakyReLU(slope),                                              # (N, width, H/2, W/2)
-        nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), norm2d(2 * width), nn.LeakyReLU(slope),       # (N, 2 width, H/4, W/4)
-        nn.Flatten(), nn.Linear(2 * width * (h // 4) * (w // 4), 16 * width, bias=False),
-        norm1d(16 * width), nn.LeakyReLU(slope))                                                        # (N, 16 width)
+        nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(slope),
+        nn.Flatten(), nn.Linear(2 * width * (h // 4) * (w // 4), 16 * width, bias=False),               # from (N, 2 width, H/4, W/4)
+        nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))                                                # (N, 16 width)
 
 
 def convolutional_generator(inputs, shape, width):
@@ -438,6 +438,30 @@ def initialise(module):
         nn.init.normal_(module.weight, 0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def frozen_copy(module):
+    """A copy that no gradient reaches, for a moving average of the module's weights."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(model):
+    """Move model.average, if it has one, towards the model's weights and statistics, by 1 - model.config.average of the way."""
+    if model.average is not None:
+        now = model.state_dict()
+        for name, mean in model.average.state_dict().items():
+            mean.lerp_(now[name], 1 - model.config.average) if mean.is_floating_point() else mean.copy_(now[name])
+
+
+def warp(images, rotation=0.25, scale=0.2, shear=0.2, shift=1 / 14):
+    """Each image (N, C, H, W) under its own small affine map, drawn uniformly: rotation in radians, either axis' scale and the
+    shear as shares, the shift as a share of the image's size (2 of 28 pixels)."""
+    draw = lambda most: (torch.rand(len(images), device=images.device) * 2 - 1) * most
+    angle, wide, high, lean, right, down = draw(rotation), 1 + draw(scale), 1 + draw(scale), draw(shear), draw(2 * shift), draw(2 * shift)
+    c, s = angle.cos(), angle.sin()
+    theta = torch.stack([wide * c, wide * (lean * c - s), right, high * s, high * (lean * s + c), down], 1).view(-1, 2, 3)
+    return F.grid_sample(images, F.affine_grid(theta, images.shape, align_corners=False), align_corners=False)
 
 
 def in_batches(function, *tensors, size=1000):
@@ -796,7 +820,7 @@ class Run:
         self.about = {"method": method, **asdict(config), "device": str(self.device), "threads": torch.get_num_threads(),
                       "processes": self.processes,
                       "torch": str(torch.__version__), "python": platform.python_version(), "image_shape": list(data.shape),
-                      "parameters": sum(p.numel() for p in model.parameters())}
+                      "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
         if self.rank == 0:
             write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
             self.save()
@@ -1013,3 +1037,65 @@ def start(config):
         print(f"{data.name} has no labels: the scores that need them are left out")
     torch.manual_seed(config.seed)
     return device, data.to(device)
+
+
+# ---------------------------------------------------------------- studies: many seeds, one record
+
+def study(path, extra=()):
+    """Fill in a study, results/NAME.json, and summarise it: it goes on where it stopped; delete a run to have it made again.
+
+    The file is what was asked and what came out: `arms`, name -> command line, `seeds`, optionally `jobs` (runs at a time, on
+    a thread each; 1 leaves all threads to one run) and `reach` (score -> value, for the training seconds until it was first seen
+    at an epoch's end); `runs`, arm -> seed -> the last line of metrics.jsonl, or `failed` and why; `summary`, arm -> score -> [n, mean,
+    standard deviation, least, greatest]. `extra` flags, such as --data-root, are added to every command.
+    """
+    path, lock = Path(path), threading.Lock()
+    try:
+        record = json.loads(path.read_text())
+        arms, seeds, jobs = record["arms"], [str(s) for s in record["seeds"]], record.get("jobs", 1)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no study ({error!r}); expected JSON with `arms` and `seeds`") from None
+
+    def run(arm, seed):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, *arms[arm].split(), "--seed", seed, "--out", f"{folder}/run", *extra]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent,
+                                  env=os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {}))
+            if done.returncode < 0 or done.returncode == 130:      # stopped from outside: not a result
+                return
+            lines = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()] if not done.returncode else []
+            result = lines[-1] | {"seconds": sum(line["seconds"] for line in lines)} if lines else {"failed": done.stderr.strip()[-300:]}
+            for key, value in record.get("reach", {}).items():
+                seen = [i for i, line in enumerate(lines) if line.get(key, 0) >= value]
+                result[f"seconds_to_{key}_{value:g}"] = sum(line["seconds"] for line in lines[:seen[0] + 1]) if seen else None
+        with lock:
+            record.setdefault("runs", {}).setdefault(arm, {})[seed] = result
+            record["summary"] = {arm: summary(runs.values()) for arm, runs in record["runs"].items()}
+            write_file(path, json.dumps(record, indent=1) + "\n")
+            print(f"{arm}, seed {seed}: {brief(result)}{result.get('failed', '')}", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        todo = [(arm, seed) for seed in seeds for arm in arms if seed not in record.get("runs", {}).get(arm, {})]
+        for result in [pool.submit(run, *task) for task in todo]:
+            result.result()
+    for arm, scores in record.get("summary", {}).items():
+        print(arm, *(f"{k}: {m:.4g} +- {s:.2g} (n {n}, {low:.4g} to {high:.4g})" for k, (n, m, s, low, high) in scores.items()), sep="\n    ")
+
+
+def summary(runs):
+    """score -> [n, mean, standard deviation, least, greatest] of the runs' scores; those of a list of numbers one by one."""
+    flat = lambda v, name: ([(name, float(v))] if type(v) is float else [pair for k, x in (v.items() if isinstance(v, dict) else enumerate(v))
+                            for pair in flat(x, f"{name}.{k}" if name else k)] if isinstance(v, (dict, list)) else [])
+    values = {}
+    for result in runs:
+        for name, value in flat(result, ""):
+            values.setdefault(name, []).append(value)
+    return {name: [len(v), statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, min(v), max(v)] for name, v in values.items()}
+
+
+if __name__ == "__main__":
+    try:
+        study(*sys.argv[1:2], sys.argv[2:])
+    except (InputError, TypeError) as error:
+        print(f"common.py: {error if isinstance(error, InputError) else 'expected a study: python common.py results/NAME.json'}", file=sys.stderr)
+        raise SystemExit(2) from None

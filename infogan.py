@@ -19,11 +19,18 @@ G alone), and --separate-q gives Q a trunk of its own, which only L_I trains.
 
 Where this differs from the paper (P) or the authors' code (C):
 - G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
-- The half-width networks (--width 32) are the default, for a laptop; --width 64 is P and C.
+- --recipe best, the default, is the same game with five changes, each with its flag, made because they make it reliable:
+    --invariance   Q's categories of a real image and of a small random warp of it should agree and use all categories alike
+                   (IIC: Ji et al. 2019). In the paper's game Q reads real images as it may; nothing keeps it from merging digits.
+    --init         weights start as torch starts them; from N(0, 0.02) the first hundreds of updates are lost.
+    --lr-*         2.5 times P's rates at P's ratio of 5: at equal rates D wins, and Q learns from fakes that look like nothing.
+    --average      moving averages of all weights draw and read.
+    --width 32     half of P's channels, for a laptop.
+  --recipe paper turns all five off.
 - Q predicts mean and standard deviation (P; C fixes the deviation at 1), std = softplus(.) + 0.01.
 - lambda is 1 for categories (P and C) and 0.1 for continuous codes (P: "smaller"; C: 1).
 - H of a continuous code is that of its uniform prior, ln 2r nats (C takes a unit Gaussian's, and so overstates L_I).
-- The noise z is uniform on (-1, 1) as in C; P does not say. Weights start from N(0, 0.02).
+- The noise z is uniform on (-1, 1) as in C; P does not say.
 
     python infogan.py --epochs 5
 
@@ -54,15 +61,18 @@ class Config(common.RunConfig):
     lambda_continuous: float = option(0.1, "weight of L_I for the continuous codes")
     separate_q: bool = option(False, "give Q a trunk of its own instead of D's")
     detach_trunk: bool = option(False, "L_I trains Q's head and G, not the trunk shared with D (Equation 6 to the letter)")
-    lr_discriminator: float = option(2e-4, "Adam's rate for D and Q")
-    lr_generator: float = option(1e-3, "Adam's rate for G")
+    invariance: float = option(3.0, "weight of the information about a real image's category that survives a small warp of it", paper=0.0)
+    init: str = option("torch", "weights to start from: torch's defaults, or normal, N(0, 0.02)", choices=["torch", "normal"], paper="normal")
+    lr_discriminator: float = option(5e-4, "Adam's rate for D and Q", paper=2e-4)
+    lr_generator: float = option(2.5e-3, "Adam's rate for G", paper=1e-3)
+    average: float = option(0.99, "decay of the moving average of all weights that draws and reads; 0 takes the last", high=0.99999, paper=0.0)
 
     def __post_init__(self):
         super().__post_init__()
         if not self.categorical and not self.continuous:
             raise InputError("--categorical and --continuous are both empty; InfoGAN needs at least one code")
         if not self.categorical:
-            self.refuse_idle("without categorical codes", "lambda_categorical")
+            self.refuse_idle("without categorical codes", "lambda_categorical", "invariance")
         if not self.continuous:
             self.refuse_idle("with --continuous 0", "code_range", "lambda_continuous")
         if not self.code_range:
@@ -96,7 +106,9 @@ class InfoGAN(nn.Module):
         self.q_head = nn.Sequential(
             nn.Linear(16 * c.width, 2 * c.width, bias=False), nn.BatchNorm1d(2 * c.width), nn.LeakyReLU(0.1),
             nn.Linear(2 * c.width, sum(c.categorical) + 2 * c.continuous))
-        self.apply(common.initialise)
+        if c.init == "normal":
+            self.apply(common.initialise)
+        self.average = common.frozen_copy(self) if c.average else None
 
     @classmethod
     def load(cls, path, device="cpu"):
@@ -146,7 +158,7 @@ class InfoGAN(nn.Module):
     @inference
     def generate(self, latent):
         """Images (N, C, H, W) in [0, 1] of latents (N, noise + codes), drawn in eval mode."""
-        return common.in_batches(self.draw, latent)
+        return common.in_batches((self.average or self).draw, latent)
 
     def sample(self, n, categorical=None, continuous=None):
         """n new images (n, C, H, W) in [0, 1]; codes as for `sample_latent`, at random where not given."""
@@ -155,7 +167,7 @@ class InfoGAN(nn.Module):
     @inference
     def read(self, images):
         """Q's raw output for images (N, C, H, W) in [0, 1] or uint8, in eval mode."""
-        return common.in_batches(lambda x: self.discriminate(x)[1], images)
+        return common.in_batches(lambda x: (self.average or self).discriminate(x)[1], images)
 
     def encode(self, images):
         """The Codes that Q reads off images (N, C, H, W), in [0, 1] or uint8: probabilities, means and standard deviations."""
@@ -200,17 +212,35 @@ def information_loss(read, latent, config):
     return -config.lambda_categorical * sum(categorical) - config.lambda_continuous * continuous.sum()
 
 
+def invariance_loss(read, read_warped, config):
+    """-weight (I(c; c') + 2 H(c)) in nats over the batch, c and c' the categories Q draws for a real image and for a warp of it.
+
+    Their joint distribution is the mean outer product of Q's probabilities, made symmetric (Ji et al. 2019, IIC, Equation 3). The
+    further H(c) asks that each category be as likely among real images as it is in the prior. Of several codes, the sum.
+    """
+    total = 0.0
+    for a, b in zip(split(read, config)[0], split(read_warped, config)[0]):
+        joint = a.softmax(1).T @ b.softmax(1) / len(a)                               # (K, K)
+        joint = ((joint + joint.T) / 2).clamp(min=1e-8)
+        entropy = -torch.special.xlogy(joint.sum(1), joint.sum(1)).sum()
+        total = total + 4 * entropy + torch.special.xlogy(joint, joint).sum()        # I(c; c') is 2 H(c) - H(c, c')
+    return -config.invariance * total
+
+
 def training_step(model, d_optimizer, g_optimizer, real):
     """One update of D and Q, then one of G, on images (N, C, H, W) in [0, 1]; returns the losses as 0-d tensors."""
     latent = model.sample_latent(len(real))
     fake = model.draw(latent)
 
     # (1) D tells real from fake; Q, and the trunk it shares with D, read the codes of the fake
-    real_logit, _ = model.discriminate(real)
+    real_logit, read_real = model.discriminate(real)
     fake_logit, read = model.discriminate(fake.detach())
     loss_d = discriminator_loss(real_logit, fake_logit)
+    loss_q = information_loss(read, latent, model.config)
+    if model.config.invariance:
+        loss_q = loss_q + invariance_loss(read_real, model.discriminate(common.warp(real))[1], model.config)
     d_optimizer.zero_grad()
-    (loss_d + information_loss(read, latent, model.config)).backward()
+    (loss_d + loss_q).backward()
     d_optimizer.step()
 
     # (2) G fools D and makes its codes readable; the gradient passes through D and Q and stops at G's weights
@@ -219,6 +249,7 @@ def training_step(model, d_optimizer, g_optimizer, real):
     g_optimizer.zero_grad()
     (loss_g + loss_i).backward(inputs=list(model.generator.parameters()))
     g_optimizer.step()
+    common.update_average(model)
     return {"loss_d": loss_d, "loss_g": loss_g, "loss_information": loss_i}
 
 

@@ -72,10 +72,11 @@ class Config(common.RunConfig):
     gan_loss: str = option("qp", "the GAN", choices=list(GAN_LOSSES))
     truncation: float = option(1.0, "latents are scaled by this in sample, reconstruct and interpolate")
     joint_batch: bool = option(True, "E's batch normalisation sees real and fake images as one batch, not each alone", paper=False)
+    init: str = option("torch", "weights to start from: torch's defaults, or normal, N(0, 0.02)", choices=["torch", "normal"], paper="normal")
     optimizer: str = option("adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)", choices=["adam", "rmsprop"], paper="rmsprop")
     lr_encoder: float = option(5e-4, "the optimiser's rate for E (and T)", paper=1e-4)
     lr_generator: float = option(5e-4, "the optimiser's rate for G", paper=1e-4)
-    average: float = option(0.995, "decay of the moving average of G's weights that draws; 0 draws with the last", high=0.99999, paper=0.0)
+    average: float = option(0.995, "decay of the moving average of all weights that draws and reads; 0 takes the last", high=0.99999, paper=0.0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,10 +111,9 @@ class OGAN(nn.Module):
         self.generator = common.convolutional_generator(c.latent, shape, c.width)
         self.encoder = nn.Sequential(common.convolutional_trunk(shape, c.width, slope=0.2), nn.Linear(16 * c.width, c.latent))
         self.critic = nn.Sequential(nn.Linear(c.latent, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1)) if c.critic == "network" else None
-        self.apply(common.initialise)
-        self.average = common.convolutional_generator(c.latent, shape, c.width).requires_grad_(False) if c.average else None
-        if self.average:
-            self.average.load_state_dict(self.generator.state_dict())
+        if c.init == "normal":
+            self.apply(common.initialise)
+        self.average = common.frozen_copy(self) if c.average else None
 
     @classmethod
     def load(cls, path, device="cpu"):
@@ -134,13 +134,6 @@ class OGAN(nn.Module):
         """The critic: E(x) (N, latent) to (N,), low for real images."""
         return self.critic(code).flatten() if self.critic else code.mean(1)
 
-    @torch.no_grad()
-    def update_average(self):
-        """Move the averaged generator towards the current one."""
-        if self.average:
-            for mean, value in zip(self.average.state_dict().values(), self.generator.state_dict().values()):
-                mean.lerp_(value, 1 - self.config.average) if value.is_floating_point() else mean.copy_(value)
-
     def sample_latent(self, n, generator=None):
         """n latents from the prior N(0, I), on the model's device."""
         return torch.randn(n, self.config.latent, device=self.encoder[-1].weight.device, generator=generator)
@@ -148,7 +141,7 @@ class OGAN(nn.Module):
     @inference
     def generate(self, latent):
         """Images (N, C, H, W) in [0, 1] of latents (N, latent), scaled by the truncation, drawn in eval mode."""
-        return common.in_batches(lambda z: (self.average or self.generator)(self.config.truncation * z).tanh() / 2 + 0.5, latent)
+        return common.in_batches(lambda z: (self.average or self).draw(self.config.truncation * z) / 2 + 0.5, latent)
 
     def sample(self, n):
         """n new images (n, C, H, W) in [0, 1]."""
@@ -157,7 +150,7 @@ class OGAN(nn.Module):
     @inference
     def read(self, images):
         """E(x), not standardised, of images (N, C, H, W) in [0, 1] or uint8, in eval mode: (N, latent)."""
-        return common.in_batches(lambda x: self.code(2 * x - 1), images)
+        return common.in_batches(lambda x: (self.average or self).code(2 * x - 1), images)
 
     def encode(self, images):
         """N(E(x)) (N, latent), standardised, of images (N, C, H, W) in [0, 1] or uint8."""
@@ -203,7 +196,7 @@ def training_step(model, e_optimizer, g_optimizer, real):
     (loss_g + loss_latent).backward(inputs=list(model.generator.parameters()))
     e_optimizer.step()
     g_optimizer.step()
-    model.update_average()
+    common.update_average(model)
     return {"loss_e": loss_e, "loss_g": loss_g, "loss_latent": loss_latent}
 
 

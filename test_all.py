@@ -208,6 +208,39 @@ def test_every_gan_loss_scores_real_low():
         assert (fake.grad > 0).all(), name                                   # the generator lowers fake scores
 
 
+def test_invariance_loss_in_loops():
+    torch.manual_seed(0)
+    c = infogan.Config(categorical=[4, 3], continuous=1, invariance=0.5)
+    read, warped = torch.randn(6, 9), torch.randn(6, 9)
+    total = 0.0
+    for columns in (slice(0, 4), slice(4, 7)):
+        p, q = read[:, columns].softmax(1).double(), warped[:, columns].softmax(1).double()
+        k = p.shape[1]
+        joint = [[sum(float(a[i] * b[j] + a[j] * b[i]) for a, b in zip(p, q)) / 12 for j in range(k)] for i in range(k)]
+        marginal = [sum(row) for row in joint]
+        total += sum(joint[i][j] * math.log(joint[i][j] / (marginal[i] * marginal[j])) for i in range(k) for j in range(k))
+        total += 2 * float(torch.distributions.Categorical(torch.tensor(marginal)).entropy())
+    assert abs(float(infogan.invariance_loss(read, warped, c)) + 0.5 * total) < 1e-5
+    sure = torch.eye(4).repeat(5, 1) * 100                              # sure, agreed and uniform: 3 ln K at most
+    alone = infogan.Config(categorical=[4], continuous=0, invariance=1.0)
+    assert abs(float(infogan.invariance_loss(sure, sure, alone)) + 3 * math.log(4)) < 1e-4
+
+
+def test_warp_stays_within_its_bounds():
+    torch.manual_seed(0)
+    images = common.draw_digits(2000)[0].float() / 255
+    assert torch.allclose(common.warp(images, 0, 0, 0, 0), images, atol=1e-5)
+    grid = torch.arange(28.0)
+    centre = lambda x: torch.stack([(x.sum(2) @ grid) / x.sum((2, 3)), (x.sum(3) @ grid) / x.sum((2, 3))], 2).flatten(1)
+    moved = centre(common.warp(images, 0, 0, 0)) - centre(images)        # a shift alone, of up to 2 pixels in each direction
+    assert 1.9 < moved.abs().max() < 2.1 and moved.mean().abs() < 0.1
+    bar = torch.zeros(500, 1, 28, 28)
+    bar[..., 4:24, 13:15] = 1
+    slant = common.measure_strokes(common.warp(bar, scale=0, shear=0, shift=0))["slant"]
+    assert 0.22 < slant.abs().max() < 0.28                               # tan 0.25 is 0.255
+    assert not torch.allclose(common.warp(images), common.warp(images))
+
+
 def test_latent_losses():
     z, e = torch.randn(6, 8), torch.randn(6, 8)
     assert torch.allclose(ogan.latent_loss("pearson", z, e), -torch.stack([torch.corrcoef(torch.stack(p))[0, 1] for p in zip(z, e)]).mean(), atol=1e-5)
@@ -257,7 +290,7 @@ def infogan_step_gradients(**options):
 
 def test_infogan_step_gives_each_player_its_own_gradient():
     for options in ({}, {"separate_q": True}, {"detach_trunk": True}):
-        model, real, d_seen, g_seen = infogan_step_gradients(**options)
+        model, real, d_seen, g_seen = infogan_step_gradients(invariance=0.0, **options)
         latent = model.sample_latent(16)
         fake = model.draw(latent)
         loss_d = F.binary_cross_entropy_with_logits(model.discriminate(real)[0], torch.ones(16)) \
@@ -272,7 +305,22 @@ def test_infogan_step_gives_each_player_its_own_gradient():
         loss_g = F.softplus(-logit).mean() + infogan.information_loss(read, latent, model.config)
         for a, b in zip(g_seen, torch.autograd.grad(loss_g, list(model.generator.parameters()))):
             assert close(a, b)
-        assert all(g is not None for g in d_seen.values())
+        assert all(g is not None for name, g in d_seen.items() if not name.startswith("average"))
+
+
+def test_invariance_is_part_of_the_step_of_d_and_q_alone():
+    model, real, d_seen, g_seen = infogan_step_gradients()
+    latent = model.sample_latent(16)
+    fake = model.draw(latent)
+    (real_logit, read_real), (fake_logit, read) = model.discriminate(real), model.discriminate(fake.detach())
+    loss = infogan.discriminator_loss(real_logit, fake_logit) + infogan.information_loss(read, latent, model.config) \
+        + infogan.invariance_loss(read_real, model.discriminate(common.warp(real))[1], model.config)
+    layers = [(n, p) for n, p in model.named_parameters() if n.split(".")[0] in ("trunk", "d_head", "q_head")]
+    for (name, _), grad in zip(layers, torch.autograd.grad(loss, [p for _, p in layers])):
+        assert close(d_seen[name], grad), name
+    loss_g = F.softplus(-model.discriminate(fake)[0]).mean() + infogan.information_loss(model.discriminate(fake)[1], latent, model.config)
+    for a, b in zip(g_seen, torch.autograd.grad(loss_g, list(model.generator.parameters()))):
+        assert close(a, b)
 
 
 def test_ogan_step_gives_each_player_its_own_gradient():
@@ -304,15 +352,21 @@ def test_ogan_step_gives_each_player_its_own_gradient():
             assert close(seen, grad)
 
 
-def test_average_follows_the_generator():
-    model = ogan.OGAN(ogan.Config(width=2, latent=4, average=0.75))
-    key = "0.weight"
-    start = model.average.state_dict()[key].clone()
-    with torch.no_grad():
-        model.generator.state_dict()[key].fill_(1.0)
-    model.update_average()
-    model.update_average()
-    assert torch.allclose(model.average.state_dict()[key], start * 0.75**2 + (1 - 0.75**2), atol=1e-6)
+def test_average_follows_the_weights_and_draws_and_reads():
+    for cls, config, key in ((ogan.OGAN, ogan.Config(width=2, latent=4, average=0.75), "generator.0.weight"),
+                             (infogan.InfoGAN, infogan.Config(width=2, average=0.75), "trunk.0.weight")):
+        model = cls(config)
+        start = model.average.state_dict()[key].clone()
+        latent, images = model.sample_latent(3), torch.rand(3, 1, 28, 28)
+        drawn, read = model.generate(latent), model.read(images)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(1.0) if p.requires_grad else None
+        assert torch.equal(drawn, model.generate(latent)) and torch.equal(read, model.read(images))
+        common.update_average(model)
+        common.update_average(model)
+        assert torch.allclose(model.average.state_dict()[key], start * 0.75**2 + (1 - 0.75**2), atol=1e-6)
+        assert not torch.equal(drawn, model.generate(latent)) and not torch.equal(read, model.read(images))
 
 
 # ---------------------------------------------------------------- scores
@@ -617,7 +671,7 @@ def test_infogan_latents_hold_what_is_asked():
 
 def test_ogan_shapes_and_interpolation():
     for n, shape in itertools.product((1, 7), ((1, 28, 28), (3, 32, 20))):
-        model = ogan.OGAN(ogan.Config(width=4, latent=12), shape)
+        model = ogan.OGAN(ogan.Config(width=4, latent=12, average=0.0), shape)
         model.encoder[1].weight.data.mul_(1e4)         # an untrained encoder's codes are all but constant
         images = model.sample(n)
         assert model.training and images.shape == (n, *shape) and 0 <= images.min() <= images.max() <= 1
@@ -793,9 +847,10 @@ def test_wrong_checkpoints_are_refused():
 FLAGS = {   # every flag of both methods at a value of its own
     "infogan": ["--noise 7", "--categorical 10 5 5", "--categorical", "--continuous 0", "--continuous 3 --code-range 2", "--code-range 0.5",
                 "--lambda-categorical 0.5", "--lambda-continuous 1", "--separate-q", "--detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
+                "--invariance 0", "--init normal", "--average 0", "--average 0.9",
                 "--categorical 6 --continuous 1 --separate-q --code-range 3", "--categorical 4 4 --continuous 0 --detach-trunk"],
     "ogan": ["--latent 5", "--rho-weight 0.3", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
-             "--lr-generator 0.001", "--average 0", "--average 0.9", "--no-joint-batch"] + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
+             "--lr-generator 0.001", "--average 0", "--average 0.9", "--no-joint-batch", "--init normal", "--optimizer rmsprop"] + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
                                                                       in itertools.product(ogan.GAN_LOSSES, ("avg", "network"), ("pearson", "mse"))],
 }
 
@@ -819,7 +874,7 @@ def test_every_flag_does_what_it_says():
 
 
 def test_flags_shape_the_networks():
-    count = lambda module: sum(p.numel() for p in module.parameters())
+    count = lambda module: sum(p.numel() for p in module.parameters() if p.requires_grad)
     model = infogan.InfoGAN(infogan.Config(width=64))
     assert model.generator[0].weight.shape == (1024, 74) and model.trunk[0].weight.shape == (64, 1, 4, 4) and model.trunk[6].weight.shape == (1024, 6272)
     assert model.q_head[0].weight.shape == (128, 1024) and model.q_head[3].weight.shape == (14, 128)
@@ -837,15 +892,113 @@ def test_common_flags():
         assert state["optimizers"]["e"]["state"][0]["step"] == 2 * 100 // 25 and "cpu" in out.getvalue()
         state = run("ogan", "--batch-size", 5000, "--out", "one")          # more than there are: the whole set is a batch
         assert state["optimizers"]["e"]["state"][0]["step"] == 1
+        plain = run("infogan", "--precision", "fp32", "--out", "fp32")
+        low = run("infogan", "--precision", "bf16", "--out", "bf16")
+        auto = run("infogan", "--out", "auto")
+        assert auto["config"]["precision"] == common.pick_precision("auto", torch.device("cpu")) and low["config"]["precision"] == "bf16"
+        assert equal(auto["model"], {"fp32": plain, "bf16": low}[auto["config"]["precision"]]["model"]) and not equal(low["model"], plain["model"])
     assert str(common.pick_device("auto")).split(":")[0] == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def test_recipe_paper_is_the_paper():
+    c = infogan.Config(recipe="paper")
+    assert (c.width, c.batch_size, c.noise, c.categorical, c.continuous, c.code_range) == (64, 128, 62, [10], 2, 1.0)
+    assert (c.lr_discriminator, c.lr_generator, c.lambda_categorical, c.invariance, c.average, c.init) == (2e-4, 1e-3, 1.0, 0.0, 0.0, "normal")
+    c = ogan.Config(recipe="paper")
+    assert (c.width, c.latent, c.rho_weight, c.gan_loss, c.critic, c.latent_loss) == (64, 128, 0.5, "qp", "avg", "pearson")
+    assert (c.optimizer, c.lr_encoder, c.lr_generator, c.average, c.joint_batch, c.init) == ("rmsprop", 1e-4, 1e-4, 0.0, False, "normal")
+    assert infogan.Config(recipe="paper", width=8, invariance=1.0).invariance == 1.0      # what is given stands over the recipe
+    with folder():
+        small_data(64)
+        state = run("infogan", "--recipe", "paper", "--epochs", 0)
+        assert state["config"]["lr_discriminator"] == 2e-4 and state["config"]["width"] == 2
+
+
+def test_two_processes_train_as_one():
+    with folder():
+        small_data(128)
+        flags = "--epochs 2 --width 2 --batch-size 32 --data small.pt --device cpu --precision fp32 --out run".split()
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
+                               "--rdzv-endpoint=127.0.0.1:0", HERE / "infogan.py", *flags],
+                              capture_output=True, text=True, env={**os.environ, "TORCH_HOME": "hub", "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0 and done.stdout.count("epoch 2/2") == 1, done.stderr
+        assert json.loads(Path("run/config.json").read_text())["processes"] == 2
+        lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+        state = torch.load("run/checkpoint.pt", weights_only=True)
+        assert [line["epoch"] for line in lines] == [1, 2] and state["optimizers"]["d"]["state"][0]["step"] == 2 * 128 // 32
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
+                               HERE / "infogan.py", *flags[:-1], "odd", "--batch-size", "33"], capture_output=True, text=True)
+        assert done.returncode and "cannot be split over 2" in done.stderr
+
+
+def test_averaged_gradients_are_those_of_the_whole_batch():
+    code = """if True:
+        import sys, torch, torch.distributed as dist
+        sys.path.insert(0, sys.argv[1])
+        import common
+        dist.init_process_group("gloo")
+        torch.manual_seed(0)
+        net, images, target = torch.nn.Linear(5, 3), torch.randn(8, 5), torch.randn(8, 3)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        whole = torch.autograd.grad((net(images) - target).square().mean(), list(net.parameters()))
+        mine = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
+        (net(images[mine]) - target[mine]).square().mean().backward()
+        common.average_gradients(optimizer)
+        assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(net.parameters(), whole))
+        dist.destroy_process_group()"""
+    with folder() as (here, _, _):
+        Path("check.py").write_text(code)
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
+                               "check.py", HERE], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_study_fills_in_its_file_and_goes_on():
+    with folder() as (here, out, _):
+        path = small_data(64)
+        small = f"--epochs 2 --width 2 --batch-size 32 --device cpu --data {here / path}"
+        Path("s.json").write_text(json.dumps({"arms": {"a": f"ogan.py {small}", "b": f"ogan.py {small} --latent 1"}, "seeds": [3, 4], "jobs": 2,
+                                              "reach": {"rho": -1, "knn_accuracy": 2}}))
+        common.study("s.json")
+        record = json.loads(Path("s.json").read_text())
+        one, two = record["runs"]["a"]["3"], record["runs"]["a"]["4"]
+        assert one["seed"] == 3 and 0 < one["seconds_to_rho_-1"] < one["seconds"] and one["seconds_to_knn_accuracy_2"] is None
+        n, mean, deviation, least, most = record["summary"]["a"]["rho"]
+        assert n == 2 and abs(mean - (one["rho"] + two["rho"]) / 2) < 1e-9 and {least, most} == {one["rho"], two["rho"]}
+        assert abs(deviation - abs(one["rho"] - two["rho"]) / math.sqrt(2)) < 1e-9
+        assert "--latent" in record["runs"]["b"]["3"]["failed"] and record["summary"]["b"] == {}     # a failure is kept and counts for nothing
+        del record["runs"]["a"]["3"]
+        record["runs"]["a"]["4"]["kept"] = True
+        Path("s.json").write_text(json.dumps(record))
+        common.study("s.json")
+        again = json.loads(Path("s.json").read_text())
+        assert equal(again["runs"]["a"]["3"]["rho"], one["rho"]) and again["runs"]["a"]["4"]["kept"]
+        assert refused(lambda: common.study("none.json"), "none.json", "arms")
+
+
+def test_captured_steps_equal_eager_ones():
+    if not torch.cuda.is_available():
+        raise unittest.SkipTest("no CUDA device")
+    with folder():
+        small_data(640)
+        for method in METHODS:
+            captured = run(method, "--device", "cuda", "--precision", "fp32", "--out", f"{method}-graph")
+            warm_up, common.Captured.WARM_UP = common.Captured.WARM_UP, 10**9
+            try:
+                eager = run(method, "--device", "cuda", "--precision", "fp32", "--out", f"{method}-eager")
+            finally:
+                common.Captured.WARM_UP = warm_up
+            for name, value in eager["history"][-1].items():
+                if name.startswith("loss"):
+                    assert abs(captured["history"][-1][name] - value) < 0.05, name
 
 
 def test_bad_flags_get_one_line():
     cases = [("--epochs -1", "--epochs"), ("--epochs x", "--epochs"), ("--batch-size 1", "--batch-size"), ("--width 0", "--width"), ("--device gpu", "--device"),
-             ("--data cifar", "--data"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"), ("--lr-generator nan", "--lr-generator")]
+             ("--data cifar", "--data"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"), ("--lr-generator nan", "--lr-generator"), ("--recipe cake", "paper"), ("--precision fp16", "bf16")]
     own = {"infogan": [("--categorical 1", "--categorical"), ("--categorical --continuous 0", "at least one code"), ("--code-range 0", "--code-range"),
                        ("--noise -1", "--noise"), ("--continuous 0 --code-range 2", "does nothing"), ("--categorical --lambda-categorical 2", "does nothing"),
-                       ("--separate-q --detach-trunk", "leave one out"), ("--lambda-continuous -1", "--lambda-continuous")],
+                       ("--separate-q --detach-trunk", "leave one out"), ("--categorical --invariance 1", "does nothing"), ("--init zeros", "normal"), ("--lambda-continuous -1", "--lambda-continuous")],
            "ogan": [("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"), ("--latent-loss l1", "pearson"),
                     ("--truncation 0", "--truncation"), ("--latent-loss none --rho-weight 2", "does nothing"),
                     ("--average 1", "--average"), ("--rho-weight -1", "--rho-weight")]}
