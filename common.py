@@ -441,20 +441,26 @@ def initialise(module):
 
 
 def frozen_copy(module):
-    """A copy that no gradient reaches, for a moving average of the module's weights."""
-    return copy.deepcopy(module).requires_grad_(False)
+    """A copy that no gradient reaches, for a moving average of the module's weights; it counts its updates."""
+    module = copy.deepcopy(module).requires_grad_(False)
+    module.register_buffer("updates", torch.zeros(()))
+    return module
 
 
 @torch.no_grad()
 def update_average(model):
-    """Move model.average, if it has one, towards the model's weights and statistics, by 1 - model.config.average of the way."""
-    if model.average is not None:
-        now = model.state_dict()
-        for name, mean in model.average.state_dict().items():
-            mean.lerp_(now[name], 1 - model.config.average) if mean.is_floating_point() else mean.copy_(now[name])
+    """Move model.average, if it has one, towards the model's weights and statistics, keeping min(d, (1 + n) / (10 + n)) of itself
+    at update n, d = model.config.average: so it spans the last tenth of a young model's updates, and 1 / (1 - d) of an old one's."""
+    if model.average is None:
+        return
+    model.average.updates += 1
+    share, now = (9 / (10 + model.average.updates)).clamp(min=1 - model.config.average), model.state_dict()
+    for name, mean in model.average.state_dict().items():
+        if name != "updates":
+            mean.lerp_(now[name], share) if mean.is_floating_point() else mean.copy_(now[name])
 
 
-def warp(images, rotation=0.25, scale=0.2, shear=0.2, shift=1 / 14):
+def warp(images, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14):
     """Each image (N, C, H, W) under its own small affine map, drawn uniformly: rotation in radians, either axis' scale and the
     shear as shares, the shift as a share of the image's size (2 of 28 pixels)."""
     draw = lambda most: (torch.rand(len(images), device=images.device) * 2 - 1) * most

@@ -20,8 +20,8 @@ G alone), and --separate-q gives Q a trunk of its own, which only L_I trains.
 Where this differs from the paper (P) or the authors' code (C):
 - G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
 - --recipe best, the default, is the same game with five changes, each with its flag, made because they make it reliable:
-    --invariance   Q's categories of a real image and of a small random warp of it should agree and use all categories alike
-                   (IIC: Ji et al. 2019). In the paper's game Q reads real images as it may; nothing keeps it from merging digits.
+    --invariance   Q's categories of two small random warps of a real image should agree, and use all categories alike (IIC:
+                   Ji et al. 2019). In the paper's game Q reads real images as it may; nothing keeps it from merging digits.
     --init         weights start as torch starts them; from N(0, 0.02) the first hundreds of updates are lost.
     --lr-*         2.5 times P's rates at P's ratio of 5: at equal rates D wins, and Q learns from fakes that look like nothing.
     --average      moving averages of all weights draw and read.
@@ -53,6 +53,7 @@ from torch import nn
 
 @dataclass
 class Config(common.RunConfig):
+    epochs: int = option(5, "total passes over the training images; 0 only evaluates and draws", low=0, paper=11)   # C: 5,000 updates
     noise: int = option(62, "noise variables z, which no one reads back")
     categorical: list[int] = option([10], "sizes of the categorical codes, e.g. 10 5 5; none for none", low=2)
     continuous: int = option(2, "number of continuous codes")
@@ -61,11 +62,11 @@ class Config(common.RunConfig):
     lambda_continuous: float = option(0.1, "weight of L_I for the continuous codes")
     separate_q: bool = option(False, "give Q a trunk of its own instead of D's")
     detach_trunk: bool = option(False, "L_I trains Q's head and G, not the trunk shared with D (Equation 6 to the letter)")
-    invariance: float = option(3.0, "weight of the information about a real image's category that survives a small warp of it", paper=0.0)
+    invariance: float = option(3.0, "weight of what Q's categories of two warps of a real image tell of each other", paper=0.0)
     init: str = option("torch", "weights to start from: torch's defaults, or normal, N(0, 0.02)", choices=["torch", "normal"], paper="normal")
     lr_discriminator: float = option(5e-4, "Adam's rate for D and Q", paper=2e-4)
     lr_generator: float = option(2.5e-3, "Adam's rate for G", paper=1e-3)
-    average: float = option(0.99, "decay of the moving average of all weights that draws and reads; 0 takes the last", high=0.99999, paper=0.0)
+    average: float = option(0.998, "decay of the moving average of all weights that draws and reads; 0 takes the last", high=0.99999, paper=0.0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -212,14 +213,14 @@ def information_loss(read, latent, config):
     return -config.lambda_categorical * sum(categorical) - config.lambda_continuous * continuous.sum()
 
 
-def invariance_loss(read, read_warped, config):
-    """-weight (I(c; c') + 2 H(c)) in nats over the batch, c and c' the categories Q draws for a real image and for a warp of it.
+def invariance_loss(read, read_again, config):
+    """-weight (I(c; c') + 2 H(c)) in nats over the batch, c and c' the categories Q draws for two random warps of a real image.
 
     Their joint distribution is the mean outer product of Q's probabilities, made symmetric (Ji et al. 2019, IIC, Equation 3). The
     further H(c) asks that each category be as likely among real images as it is in the prior. Of several codes, the sum.
     """
     total = 0.0
-    for a, b in zip(split(read, config)[0], split(read_warped, config)[0]):
+    for a, b in zip(split(read, config)[0], split(read_again, config)[0]):
         joint = a.softmax(1).T @ b.softmax(1) / len(a)                               # (K, K)
         joint = ((joint + joint.T) / 2).clamp(min=1e-8)
         entropy = -torch.special.xlogy(joint.sum(1), joint.sum(1)).sum()
@@ -233,12 +234,13 @@ def training_step(model, d_optimizer, g_optimizer, real):
     fake = model.draw(latent)
 
     # (1) D tells real from fake; Q, and the trunk it shares with D, read the codes of the fake
-    real_logit, read_real = model.discriminate(real)
+    real_logit, _ = model.discriminate(real)
     fake_logit, read = model.discriminate(fake.detach())
     loss_d = discriminator_loss(real_logit, fake_logit)
     loss_q = information_loss(read, latent, model.config)
     if model.config.invariance:
-        loss_q = loss_q + invariance_loss(read_real, model.discriminate(common.warp(real))[1], model.config)
+        warped = model.discriminate(common.warp(torch.cat([real, real])))[1]
+        loss_q = loss_q + invariance_loss(*warped.chunk(2), model.config)
     d_optimizer.zero_grad()
     (loss_d + loss_q).backward()
     d_optimizer.step()
