@@ -62,7 +62,7 @@ class Config(common.RunConfig):
     lambda_continuous: float = option(0.1, "weight of L_I for the continuous codes")
     separate_q: bool = option(False, "give Q a trunk of its own instead of D's")
     detach_trunk: bool = option(False, "L_I trains Q's head and G, not the trunk shared with D (Equation 6 to the letter)")
-    invariance: float = option(3.0, "weight of what Q's categories of two warps of a real image tell of each other", paper=0.0)
+    invariance: float = option(3.0, "weight of what Q's first categories of two warps of a real image tell of each other", paper=0.0)
     init: str = option("torch", "weights to start from: torch's defaults, or normal, N(0, 0.02)", choices=["torch", "normal"], paper="normal")
     lr_discriminator: float = option(5e-4, "Adam's rate for D and Q", paper=2e-4)
     lr_generator: float = option(2.5e-3, "Adam's rate for G", paper=1e-3)
@@ -214,18 +214,17 @@ def information_loss(read, latent, config):
 
 
 def invariance_loss(read, read_again, config):
-    """-weight (I(c; c') + 2 H(c)) in nats over the batch, c and c' the categories Q draws for two random warps of a real image.
+    """-weight (I(c1; c1') + 2 H(c1)) in nats over the batch, c1 and c1' the categories Q draws for two random warps of a real image.
 
     Their joint distribution is the mean outer product of Q's probabilities, made symmetric (Ji et al. 2019, IIC, Equation 3). The
-    further H(c) asks that each category be as likely among real images as it is in the prior. Of several codes, the sum.
+    further H(c1) asks that each category be as likely among real images as it is in the prior. Only the first categorical code
+    is meant: the others stay free to tell what a warp changes.
     """
-    total = 0.0
-    for a, b in zip(split(read, config)[0], split(read_again, config)[0]):
-        joint = a.softmax(1).T @ b.softmax(1) / len(a)                               # (K, K)
-        joint = ((joint + joint.T) / 2).clamp(min=1e-8)
-        entropy = -torch.special.xlogy(joint.sum(1), joint.sum(1)).sum()
-        total = total + 4 * entropy + torch.special.xlogy(joint, joint).sum()        # I(c; c') is 2 H(c) - H(c, c')
-    return -config.invariance * total
+    a, b = (split(r, config)[0][0].softmax(1) for r in (read, read_again))           # (N, K)
+    joint = a.T @ b / len(a)                                                         # (K, K)
+    joint = ((joint + joint.T) / 2).clamp(min=1e-8)
+    entropy, joint_entropy = torch.special.entr(joint.sum(1)).sum(), torch.special.entr(joint).sum()
+    return -config.invariance * (4 * entropy - joint_entropy)                        # I(c1; c1') is 2 H(c1) - H(c1, c1')
 
 
 def training_step(model, d_optimizer, g_optimizer, real):
@@ -238,7 +237,7 @@ def training_step(model, d_optimizer, g_optimizer, real):
     fake_logit, read = model.discriminate(fake.detach())
     loss_d = discriminator_loss(real_logit, fake_logit)
     loss_q = information_loss(read, latent, model.config)
-    if model.config.invariance:
+    if model.config.invariance and model.config.categorical:
         warped = model.discriminate(common.warp(torch.cat([real, real])))[1]
         loss_q = loss_q + invariance_loss(*warped.chunk(2), model.config)
     d_optimizer.zero_grad()
