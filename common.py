@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import signal
+import shlex
 import socket
 import statistics
 import struct
@@ -1064,7 +1065,7 @@ def study(path, extra=()):
 
     def run(arm, seed):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, *arms[arm].split(), "--seed", seed, "--out", f"{folder}/run", *extra]
+            command = [sys.executable, *shlex.split(arms[arm]), "--seed", seed, "--out", f"{folder}/run", *extra]
             done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent,
                                   env=os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {}))
             if done.returncode < 0 or done.returncode == 130:      # stopped from outside: not a result
