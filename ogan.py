@@ -23,11 +23,11 @@ Where this differs from the paper (P) or the author's code (C):
 - --critic network is P's general form with a small network T(E(x)) in place of avg E(x).
 - --truncation scales latents before G; C takes 0.9 for reconstructions, here it is 1.
 - --recipe best, the default, plays the same game on other settings, each with its flag; --recipe paper takes C's.
-    --gan-loss nonsaturating and --rho-weight 4   for C's GAN-QP and 0.5.
-    --latent 48      for 128, which is more than MNIST has ways to vary.
+    --gan-loss nonsaturating and --rho-weight 2   for C's GAN-QP and 0.5.
+    --latent 32      for 128, which is more than MNIST has ways to vary.
     --joint-batch    E sees real and fake images in one batch. Normalised each alone, as in C, E cannot see, nor G be told,
                      what all fakes have in common, such as being too bright.
-    --init torch     for N(0, 0.02), and Adam at 5e-4 for RMSprop at 1e-4; E and G still step at once.
+    --init torch     for N(0, 0.02), and Adam at 2e-4 for E and 1e-3 for G in place of RMSprop at 1e-4; they still step at once.
     --average        moving averages of all weights draw and read.
     --width 32       half the channels, for a laptop.
 
@@ -69,8 +69,8 @@ GAN_LOSSES = {
 @dataclass
 class Config(common.RunConfig):
     batch_size: int = option(64, "images in a step", low=2)
-    latent: int = option(48, "latent variables, z ~ N(0, I)", low=2, paper=128)
-    rho_weight: float = option(4.0, "lambda, the weight of the latent loss", paper=0.5)
+    latent: int = option(32, "latent variables, z ~ N(0, I)", low=2, paper=128)
+    rho_weight: float = option(2.0, "lambda, the weight of the latent loss", paper=0.5)
     critic: str = option("avg", "an image's score: avg E(x), or a small network T(E(x))", choices=["avg", "network"])
     latent_loss: str = option("pearson", "what E(G(z)) is asked: correlate with z, equal z, or nothing",
                               choices=["pearson", "mse", "none"])
@@ -79,8 +79,8 @@ class Config(common.RunConfig):
     joint_batch: bool = option(True, "E's batch normalisation sees real and fake images as one batch, not each alone", paper=False)
     init: str = option("torch", "weights to start from: torch's defaults, or normal, N(0, 0.02)", choices=["torch", "normal"], paper="normal")
     optimizer: str = option("adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)", choices=["adam", "rmsprop"], paper="rmsprop")
-    lr_encoder: float = option(5e-4, "the optimiser's rate for E (and T)", paper=1e-4)
-    lr_generator: float = option(5e-4, "the optimiser's rate for G", paper=1e-4)
+    lr_encoder: float = option(2e-4, "the optimiser's rate for E (and T)", paper=1e-4)
+    lr_generator: float = option(1e-3, "the optimiser's rate for G", paper=1e-4)
     average: float = option(0.998, "decay of the moving average of all weights that draws and reads; 0 takes the last", high=0.99999, paper=0.0)
 
     def __post_init__(self):
