@@ -22,8 +22,9 @@ Where this differs from the paper (P) or the authors' code (C):
 - --recipe best, the default, is the same game with five changes, each with its flag, made because they make it reliable:
     --invariance   Q's categories of two small random warps of a real image should agree, and use all categories alike (IIC:
                    Ji et al. 2019). In the paper's game Q reads real images as it may; nothing keeps it from merging digits.
+                   Its weight of 10 also keeps the trunk from serving D alone, which else wins and leaves Q fakes like nothing.
+    --lr-discriminator 5e-4, where P has 2e-4: Q need not creep once D cannot run away.
     --init         weights start as torch starts them; from N(0, 0.02) the first hundreds of updates are lost.
-    --lr-*         2.5 times P's rates at P's ratio of 5: at equal rates D wins, and Q learns from fakes that look like nothing.
     --average      moving averages of all weights draw and read.
     --width 32     half of P's channels, for a laptop.
   --recipe paper turns all five off.
@@ -62,10 +63,10 @@ class Config(common.RunConfig):
     lambda_continuous: float = option(0.1, "weight of L_I for the continuous codes")
     separate_q: bool = option(False, "give Q a trunk of its own instead of D's")
     detach_trunk: bool = option(False, "L_I trains Q's head and G, not the trunk shared with D (Equation 6 to the letter)")
-    invariance: float = option(3.0, "weight of what Q's first categories of two warps of a real image tell of each other", paper=0.0)
+    invariance: float = option(10.0, "weight of what Q's first categories of two warps of a real image tell of each other", paper=0.0)
     init: str = option("torch", "weights to start from: torch's defaults, or normal, N(0, 0.02)", choices=["torch", "normal"], paper="normal")
     lr_discriminator: float = option(5e-4, "Adam's rate for D and Q", paper=2e-4)
-    lr_generator: float = option(2.5e-3, "Adam's rate for G", paper=1e-3)
+    lr_generator: float = option(1e-3, "Adam's rate for G")
     average: float = option(0.998, "decay of the moving average of all weights that draws and reads; 0 takes the last", high=0.99999, paper=0.0)
 
     def __post_init__(self):
