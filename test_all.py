@@ -846,10 +846,10 @@ def test_wrong_checkpoints_are_refused():
 FLAGS = {   # every flag of both methods at a value of its own
     "infogan": ["--noise 7", "--categorical 10 5 5", "--categorical", "--continuous 0", "--continuous 3 --code-range 2", "--code-range 0.5",
                 "--lambda-categorical 0.5", "--lambda-continuous 1", "--separate-q", "--detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
-                "--invariance 0", "--init normal", "--average 0", "--average 0.9",
+                "--invariance 0", "--init normal", "--average 0", "--average 0.2",
                 "--categorical 6 --continuous 1 --separate-q --code-range 3", "--categorical 4 4 --continuous 0 --detach-trunk"],
     "ogan": ["--latent 5", "--rho-weight 0.3", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
-             "--lr-generator 0.002", "--average 0", "--average 0.9", "--no-joint-batch", "--init normal", "--optimizer rmsprop"] + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
+             "--lr-generator 0.002", "--average 0", "--average 0.2", "--no-joint-batch", "--init normal", "--optimizer rmsprop"] + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
                                                                       in itertools.product(ogan.GAN_LOSSES, ("avg", "network"), ("pearson", "mse"))],
 }
 
@@ -999,7 +999,7 @@ def test_bad_flags_get_one_line():
                        ("--noise -1", "--noise"), ("--continuous 0 --code-range 2", "does nothing"), ("--categorical --lambda-categorical 2", "does nothing"),
                        ("--separate-q --detach-trunk", "leave one out"), ("--categorical --invariance 1", "does nothing"), ("--init zeros", "normal"), ("--lambda-continuous -1", "--lambda-continuous")],
            "ogan": [("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"), ("--latent-loss l1", "pearson"),
-                    ("--truncation 0", "--truncation"), ("--latent-loss none --rho-weight 2", "does nothing"),
+                    ("--truncation 0", "--truncation"), ("--latent-loss none --rho-weight 3", "does nothing"),
                     ("--average 1", "--average"), ("--rho-weight -1", "--rho-weight")]}
     if not torch.cuda.is_available():
         cases.append(("--device cuda", "--device cuda"))
