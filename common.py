@@ -692,7 +692,7 @@ def grid(images, columns, scale=2):
 
 def deflate(picture):
     """A uint8 picture (H, W, C) as PNG image data: each row behind its filter byte, 0, compressed."""
-    return zlib.compress(raw_bytes(F.pad(picture.flatten(1), (1, 0))), 9)
+    return zlib.compress(raw_bytes(F.pad(picture.flatten(1), (1, 0))))
 
 
 def png(shape, *frames, delay=0.5):
