@@ -6,7 +6,7 @@
 
 The generator G draws an image from noise z and codes c = (categories c1.., continuous c2, c3..). A second head Q on the
 discriminator D reads the codes back from the image. Rewarding right readings is maximising a lower bound of I(c; G(z, c)),
-so each code comes to mean something visible: on MNIST the category is the digit, c2 and c3 slant and stroke width.
+so each code comes to mean something visible: on MNIST the category is the digit, the continuous codes its style, as slant.
 
     V(D, G) = E log D(x) + E log(1 - D(G(z, c)))                          (1)  the GAN game
     L_I(G, Q) = E[log Q(c | G(z, c))] + H(c)  <=  I(c; G(z, c))           (5)  in nats

@@ -212,7 +212,8 @@ def scores(model, data, judge=None, full=False):
     latent = model.sample_latent(common.SAMPLES, torch.Generator(data.images.device).manual_seed(0))
     samples, test = model.generate(latent), data.test_images.float() / 255
     raw = model.read(data.test_images)
-    again, mean_image = model.generate(standardise(raw)), data.images.sum(0) / (255 * len(data.images))
+    again = model.generate(standardise(raw))
+    mean_image = common.in_batches(lambda x: x.sum(0, keepdim=True), data.images).sum(0) / len(data.images)
     result = {"rho": float(pearson_correlation(latent, model.read(samples)).mean()),
               "reconstruction_error": float((again - test).square().mean() / (mean_image - test).square().mean()),
               "avg_real": float(raw.mean()), "std_real": float(raw.std(1, correction=0).mean())}
