@@ -19,7 +19,7 @@ G alone), and --separate-q gives Q a trunk of its own, which only L_I trains.
 
 Where this differs from the paper (P) or the authors' code (C):
 - G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
-- --recipe best, the default, is the same game with five changes, each with its flag, made because they make it reliable:
+- --recipe best, the default, is the same game with five changes, each with its flag, made for the sake of reliability:
     --invariance   Q's categories of two small random warps of a real image should agree, and use all categories alike (IIC:
                    Ji et al. 2019). In the paper's game Q reads real images as it may; nothing keeps it from merging digits.
                    Its weight of 10 also keeps the trunk from serving D alone, which else wins and leaves Q fakes like nothing.
