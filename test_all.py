@@ -749,7 +749,7 @@ def test_ctrl_c_saves_and_resumes_within_the_epoch():
         with folder() as (_, _, err):
             small_data()
             whole = run(method, "--epochs", 2, "--out", "whole")
-            step, count = module.training_step, itertools.count()
+            step, count, before = module.training_step, itertools.count(), signal.getsignal(signal.SIGINT)
 
             def interrupted(*args):
                 if next(count) == 7:               # the third step of the second epoch of five
@@ -763,7 +763,7 @@ def test_ctrl_c_saves_and_resumes_within_the_epoch():
                 assert stop.code == 130 and "--resume parts" in err.getvalue() and "step 3 of 5 in epoch 2" in err.getvalue()
             finally:
                 module.training_step = step
-            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert signal.getsignal(signal.SIGINT) is before
             assert equal(whole, run(method, "--resume", "parts"))
 
 
