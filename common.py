@@ -20,8 +20,8 @@ import json
 import math
 import os
 import platform
-import signal
 import shlex
+import signal
 import socket
 import statistics
 import struct
@@ -937,11 +937,12 @@ class Run:
         if self.rank:
             return
         pictures = self.draw()
+        packed = {name: deflate(picture) for name, (picture, _) in pictures.items()}
         if new_frame:
-            self.frames.append(deflate(pictures["samples"][0]))
+            self.frames.append(packed["samples"])
         self.save()
         write_file(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
-        images = {name: (png(picture.shape, deflate(picture)), caption) for name, (picture, caption) in pictures.items()}
+        images = {name: (png(picture.shape, packed[name]), caption) for name, (picture, caption) in pictures.items()}
         animation = png(pictures["samples"][0].shape, *self.frames)
         images["training"] = animation, "The same samples before training and after each epoch."
         for name, (image, _) in images.items():
