@@ -850,8 +850,9 @@ FLAGS = {   # every flag of both methods at a value of its own
                 "--categorical 6 --continuous 1 --separate-q --code-range 3", "--categorical 4 4 --continuous 0 --detach-trunk"],
     "ogan": ["--latent 5", "--rho-weight 0.3", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
              "--lr-generator 0.002", "--average 0", "--average 0.2", "--no-joint-batch", "--init normal", "--optimizer rmsprop"]
-            + [f"--gan-loss {name}" for name in ogan.GAN_LOSSES if name != "nonsaturating"]
-            + [f"--gan-loss {name} --critic network --latent-loss mse" for name in ogan.GAN_LOSSES],
+            + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
+               in itertools.product(ogan.GAN_LOSSES, ("avg", "network"), ("pearson", "mse"))
+               if (name, critic, loss) != ("nonsaturating", "avg", "pearson")],
 }
 
 
