@@ -563,6 +563,13 @@ def rank_correlation(a, b):
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-9)
 
 
+def correlation_ratio(groups, values):
+    """eta^2 (Pearson 1905) in [0, 1]: the share of the variance of values (N,) that lies between groups (N,), whole numbers."""
+    off, members = values.double() - values.double().mean(), groups.bincount().clamp(min=1)
+    between = (off.new_zeros(len(members)).index_add_(0, groups, off) ** 2 / members).sum()
+    return float(between / (off ** 2).sum().clamp(min=1e-12))
+
+
 def measure_strokes(images):
     """Slant and stroke width of bright strokes on black, each (N,), from images (N, C, H, W) in [0, 1].
 
@@ -1052,10 +1059,12 @@ def start(config):
 def study(path, extra=()):
     """Fill in a study, results/NAME.json, and summarise it: it goes on where it stopped; delete a run to have it made again.
 
-    The file is what was asked and what came out: `arms`, name -> command line, `seeds`, optionally `jobs` (runs at a time, on
-    a thread each; 1 leaves all threads to one run) and `reach` (score -> value, for the training seconds until it was first seen
-    at an epoch's end); `runs`, arm -> seed -> the last line of metrics.jsonl, or `failed` and why; `summary`, arm -> score -> [n, mean,
-    standard deviation, least, greatest]. `extra` flags, such as --data-root, are added to every command.
+    The file is what was asked and what came out: `arms`, name -> command line, `seeds`, and optionally `jobs` (runs at a time, on
+    a thread each; 1 leaves all threads to one run), `reach` (score -> value, for the training seconds until it was first seen
+    at an epoch's end), `history` (scores to keep of every epoch) and `pictures` (of each arm's first seed, to keep beside the file);
+    `runs`, arm -> seed -> the last line of metrics.jsonl, or `failed` and why; `summary`, arm -> score -> [n, mean, standard deviation,
+    least, greatest]; `compared`, arm -> score -> p, see `permutation_test`, between the first arm's runs and this one's.
+    `extra` flags, such as --data-root, are added to every command.
     """
     path, lock = Path(path), threading.Lock()
     try:
@@ -1076,9 +1085,18 @@ def study(path, extra=()):
             for key, value in record.get("reach", {}).items():
                 seen = [i for i, line in enumerate(lines) if line.get(key, 0) >= value]
                 result[f"seconds_to_{key}_{value:g}"] = sum(line["seconds"] for line in lines[:seen[0] + 1]) if seen else None
+            if lines and record.get("history"):
+                result["history"] = {key: [line[key] for line in lines] for key in record["history"]}
+            for name in record.get("pictures", []) if lines and seed == seeds[0] else []:
+                write_file(path.with_name(f"{path.stem}-{arm}-{name}.png"), Path(folder, f"run/{name}.png").read_bytes())
         with lock:
-            record.setdefault("runs", {}).setdefault(arm, {})[seed] = result
-            record["summary"] = {arm: summary(runs.values()) for arm, runs in record["runs"].items()}
+            runs = record.setdefault("runs", {})
+            runs.setdefault(arm, {})[seed] = result
+            scores = {arm: flat_scores(runs[arm].values()) for arm in arms if arm in runs}
+            record["summary"] = {arm: {name: summary(v) for name, v in found.items()} for arm, found in scores.items()}
+            first = scores.get(next(iter(arms)), {})
+            record["compared"] = {arm: {name: permutation_test(first[name], v) for name, v in found.items() if len(first.get(name, [])) > 1 < len(v)}
+                                  for arm, found in scores.items() if found is not first}
             write_file(path, json.dumps(record, indent=1) + "\n")
             print(f"{arm}, seed {seed}: {brief(result)}{result.get('failed', '')}", flush=True)
 
@@ -1090,15 +1108,31 @@ def study(path, extra=()):
         print(arm, *(f"{k}: {m:.4g} +- {s:.2g} (n {n}, {low:.4g} to {high:.4g})" for k, (n, m, s, low, high) in scores.items()), sep="\n    ")
 
 
-def summary(runs):
-    """score -> [n, mean, standard deviation, least, greatest] of the runs' scores; those of a list of numbers one by one."""
+def flat_scores(runs):
+    """score -> its values, one a run; those of a list or dict of numbers one by one, as effect.c2.slant.0."""
     flat = lambda v, name: ([(name, float(v))] if type(v) is float else [pair for k, x in (v.items() if isinstance(v, dict) else enumerate(v))
                             for pair in flat(x, f"{name}.{k}" if name else k)] if isinstance(v, (dict, list)) else [])
     values = {}
     for result in runs:
         for name, value in flat(result, ""):
             values.setdefault(name, []).append(value)
-    return {name: [len(v), statistics.fmean(v), statistics.stdev(v) if len(v) > 1 else 0.0, min(v), max(v)] for name, v in values.items()}
+    return values
+
+
+def summary(values):
+    """[n, mean, standard deviation, least, greatest]"""
+    return [len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, min(values), max(values)]
+
+
+def permutation_test(a, b):
+    """p, two-sided and exact: the share of all ways to split the values into groups of these sizes whose means differ as much or more.
+
+    The least p that 5 runs against 5 can give is 2 / 252 = 0.008; 3 against 3 give 0.1 at best.
+    """
+    both = a + b
+    gap = lambda part: abs(sum(part) / len(a) - (sum(both) - sum(part)) / len(b))
+    gaps = [gap(part) for part in itertools.combinations(both, len(a))]
+    return sum(g >= gap(a) * (1 - 1e-9) for g in gaps) / len(gaps)
 
 
 if __name__ == "__main__":

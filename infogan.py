@@ -272,6 +272,7 @@ def scores(model, data, judge=None, full=False):
         result |= judge.frechet_scores(data, samples)
     if full and data.shape[0] == 1:
         result["effect"] = {f"c{len(c.categorical) + 1 + j}": effect(model, latent[:500], j, data) for j in range(c.continuous)}
+        result["carried"] = carried(latent, samples, c)
     if full and data.test_factors:
         named = [p.argmax(1) for p in codes.categorical] + list(codes.mean.T)
         result |= common.mutual_information_gap(named, {"class": data.test_labels, **data.test_factors})
@@ -294,6 +295,17 @@ def effect(model, latent, j, data):
         result[name] = [float(common.rank_correlation(value, sweep.expand_as(value)).mean()),
                         float((value[:, -1] - value[:, 0]).mean() / usual[name].std())]
     return result
+
+
+def carried(latent, samples, config):
+    """The share of the variance of slant and of stroke width over `samples` that each code of their latents accounts for, in [0, 1].
+
+    It is the correlation ratio eta^2; a continuous code counts as ten categories, tenths of its range.
+    """
+    _, *onehots, values = latent.split([config.noise, *config.categorical, config.continuous], dim=1)
+    tenths = ((values / config.code_range + 1) * 5).long().clamp(0, 9)
+    codes, strokes = [part.argmax(1) for part in onehots] + list(tenths.T), common.measure_strokes(samples)
+    return {f"c{i + 1}": {name: common.correlation_ratio(code, value) for name, value in strokes.items()} for i, code in enumerate(codes)}
 
 
 def pictures(model):

@@ -417,6 +417,19 @@ def test_frechet_distance_in_closed_form():
     assert abs(common.frechet_distance(a, a)) < 1e-6
 
 
+def test_correlation_ratio_and_what_codes_carry():
+    values, groups = torch.tensor([1.0, 3.0, 4.0, 8.0]), torch.tensor([0, 0, 2, 2])
+    assert abs(common.correlation_ratio(groups, values) - (26 - 2 - 8) / 26) < 1e-6       # variance within the groups by hand: 2 and 8
+    assert common.correlation_ratio(groups, torch.ones(4)) == 0
+    c = infogan.Config(noise=2, categorical=[3], continuous=2, code_range=2.0)
+    bars = torch.zeros(600, 1, 28, 28)                                    # upright bars whose width is the category's alone
+    latent = infogan.InfoGAN(c).sample_latent(600)
+    for image, category in zip(bars, latent[:, 2:5].argmax(1)):
+        image[:, 4:24, 10:12 + 2 * int(category)] = 1
+    found = infogan.carried(latent, bars, c)
+    assert set(found) == {"c1", "c2", "c3"} and found["c1"]["width"] > 0.999 and found["c2"]["width"] < 0.05 > found["c3"]["width"]
+
+
 def test_rank_correlation():
     a = torch.randn(4, 9).double()
     b = torch.randn(4, 9).double()
@@ -705,7 +718,7 @@ def test_truncation_scales_the_latent():
 
 def test_a_run_leaves_everything():
     wanted = {"infogan": ({"samples", "traversal", "c2", "c3", "training"}, {"accuracy", "nmi", "ari", "mi_categorical", "mi_continuous", "frechet",
-                                                                             "frechet_floor", "confusion", "effect"}),
+                                                                             "frechet_floor", "confusion", "effect", "carried"}),
               "ogan": ({"samples", "reconstruction", "interpolation", "training"}, {"rho", "knn_accuracy", "probe_accuracy", "agreement",
                                                                                     "reconstruction_error", "frechet", "frechet_floor"})}
     for method, (names, keys) in wanted.items():
@@ -960,12 +973,13 @@ def test_a_study_fills_in_its_file_and_goes_on():
         path = small_data(64)
         small = f"--epochs 2 --width 2 --batch-size 32 --device cpu --data {here / path}"
         Path("s.json").write_text(json.dumps({"arms": {"a": f"ogan.py {small}", "b": f"ogan.py {small} --latent 1"}, "seeds": [3, 4], "jobs": 2,
-                                              "reach": {"rho": -1, "knn_accuracy": 2}}))
+                                              "reach": {"rho": -1, "knn_accuracy": 2}, "history": ["rho"], "pictures": ["samples"]}))
         common.study("s.json")
         record = json.loads(Path("s.json").read_text())
         one, two = record["runs"]["a"]["3"], record["runs"]["a"]["4"]
         assert one["seed"] == 3 and 0 < one["seconds_to_rho_-1"] < one["seconds"] and one["seconds_to_knn_accuracy_2"] is None
         n, mean, deviation, least, most = record["summary"]["a"]["rho"]
+        assert len(one["history"]["rho"]) == 2 and one["history"]["rho"][-1] == one["rho"] and Path("s-a-samples.png").exists()
         assert n == 2 and abs(mean - (one["rho"] + two["rho"]) / 2) < 1e-9 and {least, most} == {one["rho"], two["rho"]}
         assert abs(deviation - abs(one["rho"] - two["rho"]) / math.sqrt(2)) < 1e-9
         assert "--latent" in record["runs"]["b"]["3"]["failed"] and record["summary"]["b"] == {}     # a failure is kept and counts for nothing
@@ -976,6 +990,12 @@ def test_a_study_fills_in_its_file_and_goes_on():
         again = json.loads(Path("s.json").read_text())
         assert equal(again["runs"]["a"]["3"]["rho"], one["rho"]) and again["runs"]["a"]["4"]["kept"]
         assert refused(lambda: common.study("none.json"), "none.json", "arms")
+
+
+def test_permutation_test_by_hand():
+    assert common.permutation_test([1.0, 2.0, 3.0], [11.0, 12.0, 13.0]) == 2 / 20
+    assert common.permutation_test([1.0, 4.0], [2.0, 3.0]) == 1.0
+    assert common.permutation_test([1.0, 2.0], [2.5, 4.0, 9.0]) == 2 / 10      # gaps of 3.67 (1, 2) and of 4.67 (4, 9) against 1, 2, 2.5
 
 
 def test_captured_steps_equal_eager_ones():
