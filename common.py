@@ -1085,10 +1085,11 @@ def study(path, extra=()):
             for key, value in record.get("reach", {}).items():
                 seen = [i for i, line in enumerate(lines) if line.get(key, 0) >= value]
                 result[f"seconds_to_{key}_{value:g}"] = sum(line["seconds"] for line in lines[:seen[0] + 1]) if seen else None
-            if lines and record.get("history"):
+            if lines and "history" in record:
                 result["history"] = {key: [line[key] for line in lines] for key in record["history"]}
-            for name in record.get("pictures", []) if lines and seed == seeds[0] else []:
-                write_file(path.with_name(f"{path.stem}-{arm}-{name}.png"), Path(folder, f"run/{name}.png").read_bytes())
+            if lines and seed == seeds[0]:
+                for name in record.get("pictures", []):
+                    write_file(path.with_name(f"{path.stem}-{arm}-{name}.png"), Path(folder, f"run/{name}.png").read_bytes())
         with lock:
             runs = record.setdefault("runs", {})
             runs.setdefault(arm, {})[seed] = result
@@ -1129,10 +1130,10 @@ def permutation_test(a, b):
 
     The least p that 5 runs against 5 can give is 2 / 252 = 0.008; 3 against 3 give 0.1 at best.
     """
-    both = a + b
-    gap = lambda part: abs(sum(part) / len(a) - (sum(both) - sum(part)) / len(b))
-    gaps = [gap(part) for part in itertools.combinations(both, len(a))]
-    return sum(g >= gap(a) * (1 - 1e-9) for g in gaps) / len(gaps)
+    total = sum(a + b)
+    gap = lambda part: abs(sum(part) / len(a) - (total - sum(part)) / len(b))
+    gaps, seen = [gap(part) for part in itertools.combinations(a + b, len(a))], gap(a) * (1 - 1e-9)
+    return sum(g >= seen for g in gaps) / len(gaps)
 
 
 if __name__ == "__main__":
