@@ -1059,17 +1059,19 @@ def start(config):
 def study(path, extra=()):
     """Fill in a study, results/NAME.json, and summarise it: it goes on where it stopped; delete a run to have it made again.
 
-    The file is what was asked and what came out: `arms`, name -> command line, `seeds`, and optionally `jobs` (runs at a time, on
-    a thread each; 1 leaves all threads to one run), `reach` (score -> value, for the training seconds until it was first seen
-    at an epoch's end), `history` (scores to keep of every epoch) and `pictures` (of each arm's first seed, to keep beside the file);
-    `runs`, arm -> seed -> the last line of metrics.jsonl, or `failed` and why; `summary`, arm -> score -> [n, mean, standard deviation,
-    least, greatest]; `compared`, arm -> score -> p, see `permutation_test`, between the first arm's runs and this one's.
+    The file is what was asked and what came out: `arms`, name -> command line; `seeds`, a list for all arms or arm -> list; and
+    optionally `jobs` (runs at a time, on a thread each; 1 leaves all threads to one run), `reach` (score -> value, for the training
+    seconds until it was first seen at an epoch's end), `history` (scores to keep of every epoch) and `pictures` (of each arm's first
+    seed, to keep beside the file); `runs`, arm -> seed -> the last line of metrics.jsonl, or `failed` and why; `summary`, arm ->
+    score -> [n, mean, standard deviation, least, greatest]; `compared`, arm -> score -> p, see `permutation_test`, between the first
+    arm's runs and this one's.
     `extra` flags, such as --data-root, are added to every command.
     """
     path, lock = Path(path), threading.Lock()
     try:
         record = json.loads(path.read_text())
-        arms, seeds, jobs = record["arms"], [str(s) for s in record["seeds"]], record.get("jobs", 1)
+        arms, seeds, jobs = record["arms"], record["seeds"], record.get("jobs", 1)
+        seeds = {arm: [str(s) for s in (seeds[arm] if isinstance(seeds, dict) else seeds)] for arm in arms}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no study ({error!r}); expected JSON with `arms` and `seeds`") from None
 
@@ -1087,9 +1089,9 @@ def study(path, extra=()):
                 result[f"seconds_to_{key}_{value:g}"] = sum(line["seconds"] for line in lines[:seen[0] + 1]) if seen else None
             if lines and "history" in record:
                 result["history"] = {key: [line[key] for line in lines] for key in record["history"]}
-            if lines and seed == seeds[0]:
-                for name in record.get("pictures", []):
-                    write_file(path.with_name(f"{path.stem}-{arm}-{name}.png"), Path(folder, f"run/{name}.png").read_bytes())
+            if lines and seed == seeds[arm][0]:
+                for picture in [p for p in Path(folder, "run").glob("*.png") if p.stem in record.get("pictures", [])]:
+                    write_file(path.with_name(f"{path.stem}-{arm}-{picture.name}"), picture.read_bytes())
         with lock:
             runs = record.setdefault("runs", {})
             runs.setdefault(arm, {})[seed] = result
@@ -1102,7 +1104,8 @@ def study(path, extra=()):
             print(f"{arm}, seed {seed}: {brief(result)}{result.get('failed', '')}", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        todo = [(arm, seed) for seed in seeds for arm in arms if seed not in record.get("runs", {}).get(arm, {})]
+        rounds = itertools.zip_longest(*([(arm, seed) for seed in seeds[arm]] for arm in arms))
+        todo = [task for task in itertools.chain(*rounds) if task and task[1] not in record.get("runs", {}).get(task[0], {})]
         for result in [pool.submit(run, *task) for task in todo]:
             result.result()
     for arm, scores in record.get("summary", {}).items():

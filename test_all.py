@@ -972,8 +972,9 @@ def test_a_study_fills_in_its_file_and_goes_on():
     with folder() as (here, out, _):
         path = small_data(64)
         small = f"--epochs 2 --width 2 --batch-size 32 --device cpu --data {here / path}"
-        Path("s.json").write_text(json.dumps({"arms": {"a": f"ogan.py {small}", "b": f"ogan.py {small} --latent 1"}, "seeds": [3, 4], "jobs": 2,
-                                              "reach": {"rho": -1, "knn_accuracy": 2}, "history": ["rho"], "pictures": ["samples"]}))
+        Path("s.json").write_text(json.dumps({"arms": {"a": f"ogan.py {small}", "b": f"ogan.py {small} --latent 1"}, "seeds": {"a": [3, 4], "b": [3]},
+                                              "jobs": 2, "reach": {"rho": -1, "knn_accuracy": 2}, "history": ["rho"],
+                                              "pictures": ["samples", "traversal"]}))
         common.study("s.json")
         record = json.loads(Path("s.json").read_text())
         one, two = record["runs"]["a"]["3"], record["runs"]["a"]["4"]
@@ -983,12 +984,13 @@ def test_a_study_fills_in_its_file_and_goes_on():
         assert n == 2 and abs(mean - (one["rho"] + two["rho"]) / 2) < 1e-9 and {least, most} == {one["rho"], two["rho"]}
         assert abs(deviation - abs(one["rho"] - two["rho"]) / math.sqrt(2)) < 1e-9
         assert "--latent" in record["runs"]["b"]["3"]["failed"] and record["summary"]["b"] == {}     # a failure is kept and counts for nothing
+        assert list(record["runs"]["b"]) == ["3"]
         del record["runs"]["a"]["3"]
-        record["runs"]["a"]["4"]["kept"] = True
+        record["runs"]["a"]["4"]["kept"], record["seeds"] = True, [3, 4]
         Path("s.json").write_text(json.dumps(record))
         common.study("s.json")
         again = json.loads(Path("s.json").read_text())
-        assert equal(again["runs"]["a"]["3"]["rho"], one["rho"]) and again["runs"]["a"]["4"]["kept"]
+        assert equal(again["runs"]["a"]["3"]["rho"], one["rho"]) and again["runs"]["a"]["4"]["kept"] and list(again["runs"]["b"]) == ["3", "4"]
         assert refused(lambda: common.study("none.json"), "none.json", "arms")
 
 
