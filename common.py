@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import signal
 import socket
@@ -32,6 +33,7 @@ import threading
 import time
 import timeit
 import warnings
+import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -127,25 +129,38 @@ def parse(Config, method, description, argv=None):
             rest |= {"type": type(default), "metavar": "|".join(names) if names else type(default).__name__.upper()}
         parser.add_argument(flag_of(f), **rest)
     given = vars(parser.parse_args(argv))
-    if given.get("resume"):
-        fixed = sorted(set(given) - {"resume", "epochs", "device", "data_root"})
-        if fixed:
-            raise InputError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run; leave out one of the two")
-        given = {**read_checkpoint(given["resume"], method)["config"], **given}
+    if not given.get("resume"):
+        return Config(**given)
+    fixed = sorted(set(given) - {"resume", "epochs", "device", "data_root"})
+    if fixed:
+        raise InputError(f"--{fixed[0].replace('_', '-')} cannot change in a resumed run; leave out one of the two")
+    with fitting(given["resume"], method):
+        saved = read_checkpoint(given["resume"], method)["config"]
         if Path(given["resume"]).is_file():            # its checkpoint.pt was named
             given["resume"] = str(Path(given["resume"]).parent)
-    return Config(**given)
+        config = Config(**saved | given)
+        for f in fields(Config):
+            if f.name not in saved | given:
+                print(f"{given['resume']} is from before {flag_of(f)}; it goes on with {getattr(config, f.name)}", file=sys.stderr)
+        return config
 
 
 def command_line(train, Config, method, description, argv=None):
     """Parse, train; bad input ends as one line on stderr and status 2, an interrupted run as one line and 130."""
+    def refuse(why):
+        print(f"{method}.py: {why}", file=sys.stderr)
+        raise SystemExit(2) from None
+
     try:
         train(parse(Config, method, description, argv))
     except InputError as error:
-        print(f"{method}.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(error)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|(allocate|enough) memory", str(error)):
+            raise
+        refuse("out of memory; lower --width or --batch-size, or take smaller or fewer images")
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped'}", file=sys.stderr)
+        print(f"\n{stop or 'stopped at once; --resume goes on from the last save'}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         if processes()[1] > 1:
@@ -159,9 +174,11 @@ def pick_device(name):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-        return device
+        if device.type in ("cpu", "cuda", "mps"):
+            return device
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"--device {name} cannot be used here; expected auto, cpu, cuda, cuda:1 or mps") from None
+        pass
+    raise InputError(f"--device {name} cannot be used here; expected auto, cpu, cuda, cuda:1 or mps")
 
 
 def pick_precision(name, device):
@@ -211,7 +228,7 @@ SOURCES = {   # mirrors in the order tried; the folder torchvision uses; SHA-256
                 ["8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
                  "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"]),
 }
-MIRROR_TIMEOUT = 8   # seconds without an answer before the next mirror is tried
+MIRROR_TIMEOUT = 8   # seconds without a byte before the next mirror is tried; four times that without a whole block of 128 KiB
 
 
 @dataclass
@@ -281,11 +298,12 @@ def download(file, mirrors, checksum, folder):
     try:
         socket.setdefaulttimeout(MIRROR_TIMEOUT)   # torch.hub has no timeout of its own
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            for mirror in mirrors:
+        with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
+            for i, mirror in enumerate(mirrors):
                 try:
-                    path = Path(temporary, file)
-                    torch.hub.download_url_to_file(mirror + file, str(path), progress=sys.stderr.isatty())
+                    path = Path(temporary, str(i), file)
+                    path.parent.mkdir()
+                    fetch(mirror + file, path)
                     if genuine(path, checksum):
                         os.replace(path, folder / file)
                         return folder / file
@@ -298,6 +316,27 @@ def download(file, mirrors, checksum, folder):
         socket.setdefaulttimeout(timeout)
     raise InputError(f"could not get {file} (tried {'; '.join(tried)}); put the four .gz files into {folder} by hand, "
                      "or take --data digits")
+
+
+def fetch(url, path):
+    """torch.hub's download of url to path, given up when a trickle of bytes would take for ever."""
+    def work():
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+        except Exception as error:
+            failed.append(error)
+
+    failed, size, thread = [], 0, threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(4 * MIRROR_TIMEOUT)
+    while thread.is_alive():
+        with contextlib.suppress(FileNotFoundError):     # a whole file has just changed its name
+            before, size = size, sum(part.stat().st_size for part in path.parent.iterdir())
+            if size == before:
+                raise OSError(f"too slow, less than 128 KiB in {4 * MIRROR_TIMEOUT} seconds")
+        thread.join(4 * MIRROR_TIMEOUT)
+    if failed:
+        raise failed[0]
 
 
 def read_idx(path):
@@ -315,18 +354,21 @@ def load_file(path):
     except FileNotFoundError:
         raise InputError(f"--data {path}: no such file") from None
     except Exception:
-        raise InputError(f"--data {path} cannot be read; expected a dict of tensors saved by torch.save") from None
+        raise InputError(f"--data {path} cannot be read; expected a dict of tensors, nothing else, saved by torch.save") from None
     if not isinstance(content, dict) or "images" not in content:
         raise InputError(f"--data {path} holds no `images`; expected a dict with `images` uint8 (N, C, H, W)")
     images, labels, test, test_labels = (content.get(k) for k in ("images", "labels", "test_images", "test_labels"))
     for key, x, y in (("images", images, labels), ("test_images", images if test is None else test, test_labels)):
         if not torch.is_tensor(x) or x.dtype != torch.uint8 or x.ndim != 4 or not x.numel() or x.shape[1:] != images.shape[1:]:
             got = f"{x.dtype} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
-            raise InputError(f"--data {path}: `{key}` is {got}; expected torch.uint8 (N, C, H, W), 0 to 255, one size throughout")
+            raise InputError(f"--data {path}: `{key}` is {got}; expected torch.uint8 (N, C, H, W), one size throughout; "
+                             "of floats x from 0 to 1 make (255 * x).round().byte()")
         if x.shape[2] % 4 or x.shape[3] % 4:
             raise InputError(f"--data {path}: images are {x.shape[2]}x{x.shape[3]}; pad or crop height and width to multiples of 4")
-        if y is not None and (not torch.is_tensor(y) or y.is_floating_point() or y.shape != x.shape[:1] or y.min() < 0):
-            raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0, one for each of {len(x)} images")
+        if y is not None and (not torch.is_tensor(y) or y.is_floating_point() or y.shape != x.shape[:1] or not 0 <= y.min() <= y.max() < 10_000):
+            raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0 (and under 10,000), one for each of {len(x)} images")
+    if test is not None and (labels is None) != (test_labels is None):
+        raise InputError(f"--data {path} has labels for one of `images` and `test_images` only; give `labels` and `test_labels`, or neither")
     if len(images) < 2:
         raise InputError(f"--data {path} holds one image; batch normalisation needs at least 2 to train on")
     if test is None:
@@ -659,7 +701,7 @@ class Judge(nn.Module):
                 judge.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
             except Exception:                         # absent, damaged or unreadable: train it anew
                 judge.fit(data.images.cpu(), data.labels.cpu())
-                with contextlib.suppress(OSError):    # a cache that cannot be written is no error
+                with contextlib.suppress(OSError, InputError):    # a cache that cannot be written is no error
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_file(path, saved_bytes(judge.state_dict()))
         return judge.to(data.images.device).eval().requires_grad_(False)
@@ -764,13 +806,22 @@ def report(title, config, history, scores, pictures):
 # ---------------------------------------------------------------- the run: loop, checkpoint, report
 
 def write_file(path, content):
-    """Write bytes or text so that the final name only ever holds a whole file: beside it, to the disk, then renamed."""
+    """Write bytes or text so that the final name only ever holds a whole file: beside it, to the disk, then renamed.
+
+    Errors: InputError if the disk is full or the folder read-only or gone; what the name held before is kept.
+    """
     part = Path(f"{path}.part")
-    with open(part, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise InputError(f"{path} cannot be written: {error.strerror}; what it held before is kept; see to the folder and its disk, "
+                         "then go on (a run with --resume)") from None
 
 
 def saved_bytes(state):
@@ -785,6 +836,9 @@ def read_checkpoint(path, method):
     path = Path(path)
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():                      # torch.load does not compare the checksums
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; give a run folder or its checkpoint.pt") from None
@@ -795,11 +849,24 @@ def read_checkpoint(path, method):
     return state
 
 
+@contextlib.contextmanager
+def fitting(path, method):
+    """A context in which a checkpoint's contents are used: what they lack or have too much for this code becomes an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not fit this {method}.py ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+                         "take the version that wrote it") from None
+
+
 def load_model(cls, Config, method, path, device="cpu"):
     """cls(config, shape) with the weights of a checkpoint.pt or run folder, in eval mode; InputError if it is none."""
     state = read_checkpoint(path, method)
-    model = cls(Config(**state["config"]), tuple(state["shape"]))
-    model.load_state_dict(state["model"])
+    with fitting(path, method):
+        model = cls(Config(**state["config"]), tuple(state["shape"]))
+        model.load_state_dict(state["model"])
     return model.to(device).eval()
 
 
@@ -818,17 +885,18 @@ class Run:
     process alone writes. Batch normalisation, and what else looks at a whole batch, sees the slice; each process draws its own
     latents. So K processes train as one does, but not on the same numbers.
     """
-    STATE = ("epoch", "step", "order", "sums", "seconds", "history", "frames")   # epochs done, steps done in the next one, ...
+    STATE = ("epoch", "step", "order", "sums", "finite", "seconds", "history", "frames")   # epochs done, steps done in the next one, ...
 
     def __init__(self, method, config, data, model, optimizers, draw):
         self.method, self.config, self.data, self.model, self.optimizers, self.draw = method, config, data, model, optimizers, draw
         self.device = data.images.device
-        self.epoch, self.step, self.order, self.sums, self.seconds = 0, 0, None, None, 0.0
+        self.epoch, self.step, self.order, self.sums, self.finite, self.seconds = 0, 0, None, None, None, 0.0
         self.history, self.frames, self.stopping = [], [], False
         self.rank, self.processes = processes()
         self.folder = Path(config.resume or config.out) if config.resume or self.rank else new_folder(method, config.out)
         if config.resume:
-            self._restore(read_checkpoint(self.folder, method))
+            with fitting(self.folder, method):
+                self._restore(read_checkpoint(self.folder, method))
         else:
             self.frames.append(deflate(draw()["samples"][0]))
         self.about = {"method": method, **asdict(config), "device": str(self.device), "threads": torch.get_num_threads(),
@@ -845,6 +913,9 @@ class Run:
         print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, on {self.device} in {self.config.precision}, into {self.folder}", flush=True)
 
     def save(self):
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"{name} is no longer finite after step {self.step} of epoch {self.epoch + 1}; {self._advice()}")
         write_file(self.folder / "checkpoint.pt", saved_bytes({
             "method": self.method, "config": asdict(self.config), "shape": list(self.data.shape),
             "model": self.model.state_dict(), "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
@@ -859,6 +930,8 @@ class Run:
             raise InputError(f"--epochs {self.config.epochs} is less than the {state['epoch']} that {self.folder} has done")
         self.model.load_state_dict(state["model"])
         for name, optimizer in self.optimizers.items():
+            for group in state["optimizers"][name]["param_groups"]:
+                group["capturable"] = self.device.type == "cuda"            # it may have been trained elsewhere
             optimizer.load_state_dict(state["optimizers"][name])
         for name in self.STATE:
             setattr(self, name, state[name].to(self.device) if torch.is_tensor(state[name]) else state[name])
@@ -879,6 +952,8 @@ class Run:
         try:
             while self.epoch < self.config.epochs:
                 yield self.epoch + 1
+            if self.stopping:
+                raise KeyboardInterrupt(f"stopped and saved before the final scores; {self._resume_by()}")
         finally:
             for s in old:
                 signal.signal(s, old[s])
@@ -895,32 +970,42 @@ class Run:
         while self.step < steps:
             if self.stopping:
                 self.seconds = time.perf_counter() - began
+                self._mean_losses()
                 self.save()
-                raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in epoch {self.epoch + 1}; "
-                                        f"go on with: python {self.method}.py --resume {self.folder}")
+                raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in epoch {self.epoch + 1}; {self._resume_by()}")
             first = self.step * size + self.rank * part
             yield images[self.order[first:first + part]].float() / 255
             self.step += 1
             if sys.stdout.isatty() and (time.perf_counter() - told > 0.5 or self.step == steps):
                 told, done = time.perf_counter(), self.step / steps
                 left = (told - began) * (1 / done - 1 + (self.config.epochs - self.epoch - 1) / done)
-                print(f"\r\033[Kepoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  {self._losses()}  "
+                print(f"\r\033[Kepoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  "
+                      f"{'  '.join(f'{k} {v:.3f}' for k, v in self._mean_losses().items())}  "
                       f"{self.step * size / (told - began):.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left", end="", flush=True)
-        self.losses = dict(zip(self.names, (self.sums / steps).tolist()))   # waits for the device, so the clock below is honest
+        self.losses = self._mean_losses()   # waits for the device, so the clock below is honest
         self.seconds, self.images_seen = time.perf_counter() - began, steps * size
-        for name, loss in self.losses.items():
-            if not math.isfinite(loss):
-                raise InputError(f"{name} became {loss} in epoch {self.epoch + 1}; {self.folder} keeps epoch {self.epoch}; "
-                                 "lower the learning rates")
 
     def log(self, losses):
         """Add one step's losses, a dict of 0-d tensors, on the device; they are read once a report."""
         self.names, values = tuple(losses), torch.stack([v.detach() for v in losses.values()])
         self.sums = values if self.sums is None else self.sums + values
+        self.finite = self.sums.isfinite().int() + (0 if self.finite is None else self.finite)   # steps before the first NaN
 
-    def _losses(self):
+    def _mean_losses(self):
+        """name -> mean over the epoch's steps so far; InputError that names the term and the step if one is not finite."""
+        if not self.names:
+            return {}
         means = dict(zip(self.names, (self.sums / self.step).tolist()))
-        return "  ".join(f"{k} {v:.3f}" for k, v in means.items())
+        for (name, loss), steps in zip(means.items(), self.finite.tolist()):
+            if not math.isfinite(loss):
+                raise InputError(f"{name} became {loss} at step {steps + 1} of epoch {self.epoch + 1}; {self._advice()}")
+        return means
+
+    def _advice(self):
+        return f"{self.folder}/checkpoint.pt is from before that; begin anew with lower learning rates, or --precision fp32"
+
+    def _resume_by(self):
+        return f"go on with: python {self.method}.py --resume {self.folder}"
 
     def end_epoch(self, scores):
         """Add the epoch's line to the metrics, with these cheap scores, and write everything."""
@@ -928,7 +1013,7 @@ class Run:
         line = {"epoch": self.epoch, "data": self.data.name, **self.losses, "seconds": self.seconds,
                 "images_per_second": self.images_seen / self.seconds, **scores}
         self.history.append(line)
-        self.step, self.order, self.sums, self.seconds = 0, None, None, 0.0
+        self.step, self.order, self.sums, self.finite, self.seconds = 0, None, None, None, 0.0
         self._write(line, new_frame=True)
         print(("\r\033[K" if sys.stdout.isatty() else "") + f"epoch {self.epoch}/{self.config.epochs}  " + brief(line), flush=True)
 
