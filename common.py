@@ -365,15 +365,16 @@ def load_file(path):
                              "of floats x from 0 to 1 make (255 * x).round().byte()")
         if x.shape[2] % 4 or x.shape[3] % 4:
             raise InputError(f"--data {path}: images are {x.shape[2]}x{x.shape[3]}; pad or crop height and width to multiples of 4")
-        if y is not None and (not torch.is_tensor(y) or y.is_floating_point() or y.shape != x.shape[:1] or not 0 <= y.min() <= y.max() < 10_000):
-            raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0 (and under 10,000), one for each of {len(x)} images")
+        if y is not None and (not torch.is_tensor(y) or y.is_floating_point() or y.shape != x.shape[:1] or not 0 <= y.min() <= y.max() < 1000):
+            raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0 to 999, one for each of {len(x)} images")
     if test is not None and (labels is None) != (test_labels is None):
         raise InputError(f"--data {path} has labels for one of `images` and `test_images` only; give `labels` and `test_labels`, or neither")
-    if len(images) < 2:
-        raise InputError(f"--data {path} holds one image; batch normalisation needs at least 2 to train on")
+    if len(images) < 2 or test is not None and len(test) < 2:
+        raise InputError(f"--data {path} holds one image in `{'images' if len(images) < 2 else 'test_images'}`; expected 2 or more, "
+                         "for batch normalisation to train on and for scores to compare")
     if test is None:
         tenth = torch.arange(len(images)) % 10 == 9
-        rest, tenth = (~tenth, tenth) if tenth.any() else (slice(None), slice(None))   # under ten images serve both ends
+        rest, tenth = (~tenth, tenth) if tenth.sum() > 1 else (slice(None), slice(None))   # under twenty images serve both ends
         images, test = images[rest], images[tenth]
         labels, test_labels = (labels[rest], labels[tenth]) if labels is not None else (None, None)
     both = labels is not None and test_labels is not None
@@ -528,18 +529,21 @@ def assignment(profit):
     """The column for each row of `profit` (R, K), one-to-one, that maximises the sum: exact (Hungarian method, Kuhn 1955,
     by shortest augmenting paths). Returns int64 (R,); -1 where R > K leaves a row without a column."""
     rows, columns = profit.shape
-    size = max(rows, columns)
-    cost = (-F.pad(profit.double(), (0, size - columns, 0, size - rows))).tolist()
-    row_price, column_price, row_of = [0.0] * size, [0.0] * size, [None] * size
-    for start in range(size):
-        distance, parent, settled = [math.inf] * size, [None] * size, []
+    if rows > columns:
+        chosen = torch.full((rows,), -1)
+        chosen[assignment(profit.T)] = torch.arange(columns)
+        return chosen
+    cost = (-profit.double()).tolist()
+    row_price, column_price, row_of = [0.0] * rows, [0.0] * columns, [None] * columns
+    for start in range(rows):
+        distance, parent, settled = [math.inf] * columns, [None] * columns, []
         row, base = start, 0.0
         while row is not None:                         # Dijkstra over reduced costs, from `start` to a free column
-            for j in set(range(size)) - set(settled):
+            for j in set(range(columns)) - set(settled):
                 step = base + cost[row][j] - row_price[row] - column_price[j]
                 if step < distance[j]:
                     distance[j], parent[j] = step, row
-            column = min(set(range(size)) - set(settled), key=distance.__getitem__)
+            column = min(set(range(columns)) - set(settled), key=distance.__getitem__)
             base = distance[column]
             settled.append(column)
             row = row_of[column]
@@ -551,8 +555,7 @@ def assignment(profit):
             previous = row_of.index(parent[column])
             row_of[column], column = parent[column], previous
         row_of[column] = start
-    chosen = torch.tensor([row_of.index(row) for row in range(rows)])
-    return torch.where(chosen < columns, chosen, -1)
+    return torch.tensor([row_of.index(row) for row in range(rows)])
 
 
 def contingency(a, b):
@@ -787,7 +790,7 @@ def report(title, config, history, scores, pictures):
                       f"<figcaption><b>{name}.png</b> {caption}</figcaption></figure>"
                       for name, (image, caption) in pictures.items())
     names = [k for k, v in history[0].items() if isinstance(v, float)] if history else []
-    curves = "".join(curve(html.escape(k), [(h["epoch"], h[k]) for h in history if k in h]) for k in names)
+    curves = "".join(curve(html.escape(k), [(h["epoch"], h[k]) for h in history if isinstance(h.get(k), float)]) for k in names)
     confusion = "".join("<tr>" + "".join(f"<td>{n}" for n in row) for row in scores.get("confusion", []))
     if confusion:
         confusion = f"<div><p>Test images: a row a category, a column a class</p><table>{confusion}</table></div>"
@@ -1011,7 +1014,7 @@ class Run:
         """Add the epoch's line to the metrics, with these cheap scores, and write everything."""
         self.epoch += 1
         line = {"epoch": self.epoch, "data": self.data.name, **self.losses, "seconds": self.seconds,
-                "images_per_second": self.images_seen / self.seconds, **scores}
+                "images_per_second": self.images_seen / self.seconds, **defined(scores)}
         self.history.append(line)
         self.step, self.order, self.sums, self.finite, self.seconds = 0, None, None, None, 0.0
         self._write(line, new_frame=True)
@@ -1021,7 +1024,7 @@ class Run:
         """Add the final scores to the last epoch's line (epoch 0 if none was trained) and write everything once more."""
         if not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
-        self.history[-1] |= scores | {"seed": self.config.seed, "device": str(self.device), "torch": str(torch.__version__)}
+        self.history[-1] |= defined(scores) | {"seed": self.config.seed, "device": str(self.device), "torch": str(torch.__version__)}
         self._write(self.history[-1])
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
@@ -1041,6 +1044,15 @@ class Run:
             write_file(self.folder / f"{name}.png", image)
         title = f"{self.method} on {self.data.name}, epoch {self.epoch}"
         write_file(self.folder / "index.html", report(title, self.about, self.history, scores, images))
+
+
+def defined(scores):
+    """Nested scores with None for what came out NaN or infinite, such as an error over that of data that never vary: JSON has no NaN."""
+    if isinstance(scores, dict):
+        return {k: defined(v) for k, v in scores.items()}
+    if isinstance(scores, list):
+        return [defined(v) for v in scores]
+    return scores if not isinstance(scores, float) or math.isfinite(scores) else None
 
 
 def brief(scores):
