@@ -84,14 +84,14 @@ class RunConfig:
                 setattr(self, f.name, value := self.default(f))
             elif kind is float and type(value) is int:
                 setattr(self, f.name, value := float(value))
-            low, high = rule["low"] or 0, rule["high"] or math.inf
+            low, high = rule["low"] or 0, rule["high"] or (math.inf if kind is float else 10**6)
             for item in value if kind is list and type(value) is list else [value]:
                 if type(value) is not kind or kind is list and type(item) is not int:
                     raise InputError(f"{flag_of(f)} is {value!r}; expected {kind.__name__}")
                 if rule["choices"] and item not in rule["choices"]:
                     raise InputError(f"{flag_of(f)} is {item!r}; choose from {', '.join(rule['choices'])}")
                 if kind in (int, float, list) and not (low <= item <= high and math.isfinite(item)):
-                    limit = f"at least {low}" + (f" and at most {high}" if rule["high"] else "")
+                    limit = f"at least {low}" + (f" and at most {high}" if high < math.inf else "")
                     raise InputError(f"{flag_of(f)} is {item}; expected a number of {limit}")
 
     def default(self, f):
@@ -158,7 +158,7 @@ def command_line(train, Config, method, description, argv=None):
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|(allocate|enough) memory", str(error)):
             raise
-        refuse("out of memory; lower --width or --batch-size, or take smaller or fewer images")
+        refuse("out of memory; lower --batch-size or --width, or whatever else was made large, or take smaller images")
     except KeyboardInterrupt as stop:
         print(f"\n{stop or 'stopped at once; --resume goes on from the last save'}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -918,7 +918,7 @@ class Run:
     def save(self):
         for name, value in self.model.state_dict().items():
             if not value.isfinite().all():
-                raise InputError(f"{name} is no longer finite after step {self.step} of epoch {self.epoch + 1}; {self._advice()}")
+                raise InputError(f"{name} is no longer finite after {self.epoch} epochs and {self.step} steps; {self._advice()}")
         write_file(self.folder / "checkpoint.pt", saved_bytes({
             "method": self.method, "config": asdict(self.config), "shape": list(self.data.shape),
             "model": self.model.state_dict(), "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
