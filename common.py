@@ -39,6 +39,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")   # torch says so at import; we need none
+warnings.filterwarnings("ignore", message="Detected pickle protocol")      # nor its word on a file that is refused in one line
 
 import torch
 import torch.distributed as dist
@@ -160,7 +161,7 @@ def command_line(train, Config, method, description, argv=None):
             raise
         refuse("out of memory; lower --batch-size or --width, or whatever else was made large, or take smaller images")
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped at once; --resume goes on from the last save'}", file=sys.stderr)
+        print(f"\n{str(stop) or 'stopped at once; --resume goes on from the last save'}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         if processes()[1] > 1:

@@ -2,12 +2,13 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch"]
 # ///
-"""The tests of infogan.py, ogan.py and common.py: `python test_all.py [part of a name ...]`, with torch alone; pytest finds them too.
+"""The tests of infogan.py, ogan.py and common.py: `python test_all.py [--long] [part of a name ...]`, with torch alone; pytest finds them too.
 
 Each oracle is independent of what it checks: torch.distributions, torch.corrcoef, brute force, a closed form, a second formula.
 """
 
 import ast
+import concurrent.futures
 import contextlib
 import gzip
 import hashlib
@@ -17,8 +18,11 @@ import itertools
 import json
 import math
 import os
+import pickle
+import random
 import re
 import runpy
+import shutil
 import signal
 import socket
 import struct
@@ -517,7 +521,8 @@ def idx_content(tensor):
 
 @contextlib.contextmanager
 def mirrors(**behaviour):
-    """Local servers, one a keyword: `good`, `wrong` bytes of the right length, `cut` short, `missing` (404), `silent`, `refused`.
+    """Local servers, one a keyword: `good`, `slow` but whole, `wrong` bytes of the right length, `cut` short, `missing` (404),
+    `login` (a redirect to a page), `silent`, `trickle` (a byte now and then), `refused`, `unknown` (a host that has no address).
 
     Yields the four files' contents by name; common.SOURCES["mnist"] points at the servers, in the order given.
     """
@@ -530,14 +535,23 @@ def mirrors(**behaviour):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 requests.append((kind, self.path))
-                content = files[self.path.strip("/")]
+                content = files.get(self.path.rsplit("/", 1)[-1], b"<html>Please log in</html>")
                 if kind == "silent":
                     holding.wait(20)
                     return
-                self.send_response(404 if kind == "missing" else 200)
-                self.send_header("Content-Length", str(len(content)))
+                redirected = kind == "login" and not self.path.endswith("login")
+                self.send_response(404 if kind == "missing" else 302 if redirected else 200)
+                if redirected:
+                    self.send_header("Location", "/login")
+                self.send_header("Content-Length", str(0 if redirected else len(content)))
                 self.end_headers()
-                self.wfile.write(bytes(len(content)) if kind == "wrong" else content[:len(content) // 2] if kind == "cut" else content)
+                content = {"wrong": bytes(len(content)), "cut": content[:len(content) // 2], "login": b"" if redirected else content}.get(kind, content)
+                pieces = {"slow": 5, "trickle": len(content)}.get(kind, 1)
+                with contextlib.suppress(OSError):                # the other side has gone
+                    for part in range(pieces):
+                        self.wfile.write(content[len(content) * part // pieces:len(content) * (part + 1) // pieces])
+                        if pieces > 1:
+                            holding.wait(0.1)
 
             def log_message(self, *_):
                 pass
@@ -548,6 +562,9 @@ def mirrors(**behaviour):
             with socket.socket() as s:
                 s.bind(("127.0.0.1", 0))
                 urls.append(f"http://127.0.0.1:{s.getsockname()[1]}/")
+            continue
+        if kind == "unknown":
+            urls.append("http://no-such-host.invalid/")
             continue
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(kind))
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -567,11 +584,11 @@ def mirrors(**behaviour):
 
 
 def test_download_goes_past_every_fault():
-    with folder(), mirrors(refused=1, missing=1, wrong=1, cut=1, silent=1, good=1) as (files, _, requests):
+    with folder(), mirrors(refused=1, unknown=1, missing=1, login=1, wrong=1, cut=1, silent=1, slow=1) as (files, _, requests):
         began = time.monotonic()
         data = common.load_data("mnist", "here")
-        assert time.monotonic() - began < 15 and data.name == "mnist"
-        assert {kind for kind, _ in requests} == {"missing", "wrong", "cut", "silent", "good"}
+        assert time.monotonic() - began < 20 and data.name == "mnist"
+        assert {kind for kind, _ in requests} == {"missing", "login", "wrong", "cut", "silent", "slow"}
         assert {p.name: p.read_bytes() for p in Path("here/mnist").iterdir()} == files        # whole files, nothing else left
         images, labels, _ = common.draw_digits(30)
         assert torch.equal(data.images, images[:20]) and torch.equal(data.test_labels, labels[20:])
@@ -586,6 +603,31 @@ def test_download_that_fails_names_every_url_and_the_remedy():
     with folder(), mirrors(refused=1, wrong=1) as (files, urls, _):
         assert refused(lambda: common.load_data("mnist", "here"), *urls, "by hand", "here/mnist", "--data digits")
         assert not list(Path("here/mnist").iterdir())
+
+
+def test_a_trickle_is_given_up():
+    with folder(), mirrors(trickle=1, good=1) as (files, urls, _):
+        name, began = common.IDX_FILES[0], time.monotonic()
+        path = common.download(name, urls, common.SOURCES["mnist"][2][0], Path("here"))
+        assert path.read_bytes() == files[name] and 4 * common.MIRROR_TIMEOUT <= time.monotonic() - began < 10
+        assert [p.name for p in Path("here").iterdir()] == [name]
+
+
+def test_two_downloads_into_one_folder():
+    with folder(), mirrors(slow=1) as (files, _, requests):
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda _: common.load_data("mnist", "here"), range(2)))
+        assert len(requests) > 4 and torch.equal(both[0].images, both[1].images)                  # they did overlap
+        assert {p.name: p.read_bytes() for p in Path("here/mnist").iterdir()} == files
+
+
+def test_proxies_are_honoured():
+    with folder(), mirrors(good=1) as (files, urls, requests):
+        name, code = common.IDX_FILES[3], "import common, sys; common.fetch('http://no-such-host.invalid/data/' + sys.argv[1], common.Path('got'))"
+        environment = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"} | {"http_proxy": urls[0], "PYTHONPATH": str(HERE)}
+        done = subprocess.run([sys.executable, "-c", code, name], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and Path("got").read_bytes() == files[name], done.stderr
+        assert requests == [("good", f"http://no-such-host.invalid/data/{name}")]
 
 
 def test_auto_falls_back_loudly_and_mnist_never():
@@ -643,12 +685,33 @@ def test_own_images():
         for content, words in (({"images": image.float()}, ["uint8"]), ({"images": image[:, 0]}, ["(N, C, H, W)"]), ([1], ["expected a dict"]),
                                ({"images": torch.zeros(4, 1, 8, 9, dtype=torch.uint8)}, ["8x9", "multiples of 4"]),
                                ({"images": image, "labels": torch.arange(3)}, ["labels", "4 images"]),
-                               ({"images": image, "test_images": image[..., :4]}, ["test_images"]), ({"images": image[:0]}, ["images"]), ({"images": image[:1]}, ["one image"])):
+                               ({"images": image, "test_images": image[..., :4]}, ["test_images"]), ({"images": image[:0]}, ["images"]),
+                               ({"images": image[:1]}, ["one image in `images`"]), ({"images": image, "test_images": image[:1]}, ["one image in `test_images`"]),
+                               ({"images": image / 0}, ["float32", "round().byte()"]), ({"images": image, "labels": torch.arange(4) - 1}, ["0 to 999"]),
+                               ({"images": image, "labels": torch.arange(4) / 2}, ["whole numbers"]), ({"images": image, "labels": torch.arange(4) * 999}, ["0 to 999"]),
+                               ({"images": image, "labels": torch.arange(4), "test_images": image}, ["or neither"]),
+                               ({"images": image, "code": print}, ["nothing else"])):
             torch.save(content, "bad.pt")
             assert refused(lambda: common.load_data("bad.pt"), "bad.pt", *words)
         Path("bad.pt").write_text("not torch")
         assert refused(lambda: common.load_data("bad.pt"), "bad.pt", "cannot be read")
+        Path("folder.pt").mkdir()
+        assert refused(lambda: common.load_data("folder.pt"), "cannot be read")
         assert refused(lambda: common.load_data("none.pt"), "no such file") and refused(lambda: common.load_data("cifar"), "unknown")
+
+
+def test_strange_data_train_and_leave_no_nan():
+    noise = lambda n, *shape: torch.randint(0, 256, (n, *shape), dtype=torch.uint8)
+    cases = {"all alike": (torch.full((60, 1, 8, 8), 7, dtype=torch.uint8), torch.arange(60) % 3), "two images": (noise(2, 1, 8, 8), None),
+             "fewer than a batch": (noise(11, 1, 8, 8), torch.arange(11)), "one class": (noise(60, 1, 8, 8), torch.zeros(60, dtype=torch.long)),
+             "large and coloured": (noise(40, 3, 64, 64), torch.arange(40) % 2), "many classes": (noise(60, 1, 4, 4), torch.arange(60) * 16),
+             "labels of bytes, strided images": (noise(60, 8, 4, 1).permute(0, 3, 1, 2), (torch.arange(60) % 5).byte())}
+    for (images, labels), method in itertools.product(cases.values(), METHODS):
+        with folder():
+            torch.save({"images": images} | ({} if labels is None else {"labels": labels}), "small.pt")
+            run(method)
+            assert json.loads(Path("run/metrics.jsonl").read_text(), parse_constant=lambda name: 1 / 0)["epoch"] == 1      # no NaN, no Infinity
+            assert all(value.isfinite().all() for value in METHODS[method].train.__globals__["InfoGAN" if method == "infogan" else "OGAN"].load("run").sample(3))
 
 
 # ---------------------------------------------------------------- models
@@ -757,29 +820,6 @@ def test_resume_equals_the_uninterrupted_run():
             assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
-def test_ctrl_c_saves_and_resumes_within_the_epoch():
-    for method, module in METHODS.items():
-        with folder() as (_, _, err):
-            small_data()
-            whole = run(method, "--epochs", 2, "--out", "whole")
-            step, count, before = module.training_step, itertools.count(), signal.getsignal(signal.SIGINT)
-
-            def interrupted(*args):
-                if next(count) == 7:               # the third step of the second epoch of five
-                    signal.raise_signal(signal.SIGINT)
-                return step(*args)
-            module.training_step = interrupted
-            try:
-                run(method, "--epochs", 2, "--out", "parts")
-                raise AssertionError("not interrupted")
-            except SystemExit as stop:
-                assert stop.code == 130 and "--resume parts" in err.getvalue() and "step 3 of 5 in epoch 2" in err.getvalue()
-            finally:
-                module.training_step = step
-            assert signal.getsignal(signal.SIGINT) is before
-            assert equal(whole, run(method, "--resume", "parts"))
-
-
 def test_a_terminal_gets_a_live_line():
     with folder():
         small_data(640)
@@ -838,10 +878,216 @@ def test_run_folders_are_numbered_and_never_overwritten():
         before = Path("runs/infogan-1/checkpoint.pt").read_bytes()
         assert refused(lambda: infogan.main(flags + ["--out", "runs/infogan-1"]), "exists already", "--resume")
         assert Path("runs/infogan-1/checkpoint.pt").read_bytes() == before
+        assert refused(lambda: infogan.main(flags + ["--out", "small.pt"]), "exists already") and refused(lambda: infogan.main(flags + ["--out", "small.pt/x"]), "cannot be made")
+
+
+# ---------------------------------------------------------------- faults
+
+LONG = "--long" in sys.argv   # the tests that take minutes, too
+
+
+def whole(folder):
+    """Assert that every file in a run folder under its final name is whole; returns the epochs that its checkpoint has done, or None."""
+    epochs = None
+    for path in Path(folder).iterdir():
+        content = path.read_bytes()
+        if path.suffix == ".png":
+            decode_png(content)
+        elif path.name == "checkpoint.pt":
+            epochs = torch.load(io.BytesIO(content), weights_only=True)["epoch"]
+        elif path.name == "metrics.jsonl":
+            assert [json.loads(line)["epoch"] for line in content.decode().splitlines()] == list(range(1, content.count(b"\n") + 1))
+        elif path.name == "config.json":
+            assert json.loads(content)["method"]
+        else:
+            assert path.suffix == ".part" or path.name == "index.html" and content.endswith(b"</html>\n"), path
+    return epochs
+
+
+def same_run(a, b, extra=()):
+    """Whether two finished runs left the same: checkpoint, metrics and pictures to the bit, times and names apart."""
+    states = [torch.load(Path(f, "checkpoint.pt"), weights_only=True) for f in (a, b)]
+    lines = [[json.loads(line) for line in Path(f, "metrics.jsonl").read_text().splitlines()] for f in (a, b)]
+    images = [{p.name: p.read_bytes() for p in Path(f).glob("*.png")} for f in (a, b)]
+    return equal(*states) and equal(*lines) and images[0] == images[1]
+
+
+def killed_and_resumed(method, random_kills, every):
+    """Kill runs at random moments and, one run each, at every `every`-th point of its saving; all must end as the run that was left alone.
+
+    To be called where no backward pass was made: it forks. Returns the number of kills at random and in saving.
+    """
+    def child(*flags, point=None):
+        pid = os.fork()
+        if pid:
+            return pid
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+            if point is not None:
+                die_at(point)
+            run(method, *flags, *(() if "--resume" in flags else ("--epochs", 2)))
+            os._exit(0)
+        os._exit(1)
+
+    def die_at(point):
+        points = itertools.count()
+
+        def passing():
+            if next(points) == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        class File(io.FileIO):
+            def write(self, content):
+                super().write(content[:len(content) // 2])
+                passing()                                   # half of it is written
+                super().write(content[len(content) // 2:])
+        replace = os.replace
+        common.open = lambda path, mode: File(path, mode)
+        common.os.replace = lambda a, b: (passing(), replace(a, b), passing())   # before its name is given, and after
+
+    def finished(pid):
+        status = os.waitpid(pid, 0)[1]
+        assert status in (0, signal.SIGKILL), status
+        return status == 0
+
+    def go_on(name):
+        """The flags to go on with a run; one killed before its first save had nothing to lose and begins anew."""
+        if Path(name).exists() and whole(name) is None:
+            Path(name).rename(f"{name}-never-began-{random.random()}")
+        return ("--resume", name) if Path(name).exists() else ("--out", name)
+
+    torch.set_num_threads(1)
+    small_data()
+    began = time.monotonic()
+    assert finished(child("--out", "whole"))                # trains the judge, too
+    began = time.monotonic()
+    assert finished(child("--out", "again")) and same_run("whole", "again")
+    length, killed, runs = time.monotonic() - began, 0, 0
+    while killed < random_kills:
+        runs += 1
+        while True:
+            pid = child(*go_on(f"run{runs}"))
+            time.sleep(random.uniform(0, 1.2 * length))
+            os.kill(pid, signal.SIGKILL)
+            if finished(pid):
+                break
+            killed += 1
+        assert same_run("whole", f"run{runs}")
+    for point in itertools.count(0, every):
+        if finished(child("--out", f"point{point}", point=point)):
+            break
+        while not finished(child(*go_on(f"point{point}"))):
+            pass
+        assert same_run("whole", f"point{point}"), point
+    return killed, point // every
+
+
+def test_sigkill_loses_nothing():
+    if not hasattr(os, "fork"):
+        raise unittest.SkipTest("no fork on this system")
+    kills, every, methods = (30, 2, METHODS) if LONG else (2, 24, ["ogan"])
+    for method in methods:
+        with folder() as (here, _, _):
+            code = f"import common, test_all, torch; torch.hub.set_dir('hub'); common.SAMPLES = 300; print(*test_all.killed_and_resumed('{method}', {kills}, {every}))"
+            done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(HERE)}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            at_random, saving = map(int, done.stdout.split())
+            assert at_random >= kills and saving >= 60 // every
+            print(f"        {method}: {at_random} kills at random, {saving} while saving, 0 epochs lost", file=sys.__stdout__)
+
+
+def test_signals_save_stop_and_go_on():
+    """Ctrl-C in training, in an epoch's scores, in the last one's; twice; SIGTERM."""
+    def interrupt(module, name, call, *signals):
+        function, count = getattr(module, name), itertools.count()
+
+        def patched(*args, **kwargs):
+            if next(count) == call:
+                for s in signals:
+                    signal.raise_signal(s)
+            return function(*args, **kwargs)
+        setattr(module, name, patched)
+        return lambda: setattr(module, name, function)
+
+    ctrl_c, term = signal.SIGINT, signal.SIGTERM
+    for method, module in METHODS.items():
+        with folder() as (_, _, err):
+            small_data()
+            run(method, "--epochs", 2, "--out", "whole")
+            handlers = [signal.getsignal(s) for s in (ctrl_c, term)]
+            for i, (name, call, signals, word) in enumerate([
+                    ("training_step", 7, [ctrl_c], "step 3 of 5 in epoch 2"), ("training_step", 4, [term], "step 0 of 5 in epoch 2"),
+                    ("scores", 0, [ctrl_c], "step 0 of 5 in epoch 2"), ("scores", 1, [term], "before the final scores"),
+                    ("training_step", 7, [ctrl_c, ctrl_c], "at once"), ("scores", 2, [ctrl_c], "at once"), ("pictures", 0, [ctrl_c], "at once")]):
+                restore = interrupt(module, name, call, *signals)
+                try:
+                    run(method, "--epochs", 2, "--out", f"run{i}")
+                    raise AssertionError("not interrupted")
+                except SystemExit as stop:
+                    said = err.getvalue().splitlines()[-1]
+                    assert stop.code == 130 and word in said and ("at once" in said or f"--resume run{i}" in said), said
+                finally:
+                    restore()
+                assert [signal.getsignal(s) for s in (ctrl_c, term)] == handlers
+                if whole(f"run{i}") is not None:
+                    run(method, "--resume", f"run{i}")
+                    assert same_run("whole", f"run{i}"), i
+
+
+def test_a_full_disk_keeps_what_was_there():
+    if not Path("/dev/full").exists():
+        raise unittest.SkipTest("no /dev/full on this system")
+    for method in METHODS:
+        with folder():
+            small_data()
+            run(method, "--epochs", 2, "--out", "whole")
+            run(method, "--epochs", 1)
+            names = sorted(p.name for p in Path("run").iterdir())
+            assert len(names) >= 8
+            for name in names:                             # the kernel refuses every byte of this one file: no space left on device
+                before = Path("run", name).read_bytes()
+                Path("run", f"{name}.part").symlink_to("/dev/full")
+                assert refused(lambda: run(method, "--resume", "run", "--epochs", 2), f"{method}.py: run/{name} cannot be written: No space left")
+                assert Path("run", name).read_bytes() == before and whole("run") in (1, 2) and not list(Path("run").glob("*.part"))
+            run(method, "--resume", "run", "--epochs", 2)
+            assert not list(Path("run").glob("*.part"))
+            first, *_ = lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+            assert len(lines) == 2 and equal(torch.load("run/checkpoint.pt", weights_only=True)["model"], torch.load("whole/checkpoint.pt", weights_only=True)["model"])
+
+
+def test_small_and_read_only_file_systems():
+    """A tmpfs too small for a run, and one that is read-only, in a mount name space of their own."""
+    script = """set -e; mkdir small; mount -t tmpfs -o size=300k tmpfs small; cp small.pt small/; cd small
+        say() { "$PYTHON" "$HERE/ogan.py" "$@" 2>&1 >/dev/null || echo "status $?"; }
+        say --data small.pt --epochs 1 --width 2 --out run; ls run; rm -r run
+        mount -o remount,ro,size=300k tmpfs .
+        say --data small.pt --epochs 1 --width 2 --out run; say --data mnist --data-root here --epochs 1 --out ../run"""
+    with folder() as (here, _, _), mirrors(refused=1):
+        small_data()
+        if subprocess.run(["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /tmp"], capture_output=True).returncode:
+            raise unittest.SkipTest("no file system can be mounted here")
+        done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True,
+                              env=os.environ | {"PYTHON": sys.executable, "HERE": str(HERE), "TORCH_HOME": str(here / "hub"), "http_proxy": "http://127.0.0.1:9",
+                                                "https_proxy": "http://127.0.0.1:9"})
+        assert done.returncode == 0, done.stderr
+        small, status, *left, read_only, status2, no_data, status3 = done.stdout.splitlines()
+        assert "No space left" in small and small.startswith("ogan.py: run/") and not any(name.endswith(".part") for name in left), done.stdout
+        assert "--out run cannot be made: Read-only file system" in read_only and "could not get" in no_data and "Read-only file system" in no_data, done.stdout
+        assert status == status2 == status3 == "status 2"
+
+
+def test_a_run_folder_deleted_under_way():
+    with folder():
+        small_data()
+        step, count = ogan.training_step, itertools.count()
+        ogan.training_step = lambda *args: (shutil.rmtree("run") if next(count) == 7 else None, step(*args))[1]
+        try:
+            assert refused(lambda: run("ogan", "--epochs", 3), "run/checkpoint.pt cannot be written: No such file or directory")
+        finally:
+            ogan.training_step = step
 
 
 def test_wrong_checkpoints_are_refused():
-    with folder():
+    with folder() as (_, _, err):
         small_data(40)
         run("infogan", "--epochs", 0)
         assert refused(lambda: ogan.main(["--resume", "run"]), "no checkpoint of ogan.py") and refused(lambda: ogan.OGAN.load("run"), "ogan")
@@ -849,9 +1095,118 @@ def test_wrong_checkpoints_are_refused():
         assert refused(lambda: infogan.main(["--resume", "run", "--width", "4"]), "--width cannot change")
         infogan.main(["--epochs", "2", "--resume", "run/checkpoint.pt"])
         assert refused(lambda: infogan.main(["--resume", "run", "--epochs", "1"]), "less than the 2")
-        content = Path("run/checkpoint.pt").read_bytes()
-        Path("run/checkpoint.pt").write_bytes(content[:len(content) // 2])
-        assert refused(lambda: infogan.InfoGAN.load("run"), "cut short")
+        good = torch.load("run/checkpoint.pt", weights_only=True)
+        last = next(reversed(good["model"]))
+        for change, *words in (({"config": good["config"] | {"width": 3}}, "does not fit", "size mismatch"),          # another architecture
+                               ({"model": {k: v for k, v in good["model"].items() if k != last}}, "does not fit", last),
+                               ({"config": good["config"] | {"glow": 1}}, "does not fit", "glow"), ({"config": None}, "does not fit"),
+                               ({"config": good["config"] | {"width": "wide"}}, "--width is 'wide'")):
+            torch.save(good | change, "run/checkpoint.pt")
+            assert refused(lambda: infogan.main(["--resume", "run"]), *words) and refused(lambda: infogan.InfoGAN.load("run"), *words)
+        for key in ("optimizers", "random", "epoch", "history"):
+            torch.save({k: v for k, v in good.items() if k != key}, "run/checkpoint.pt")
+            assert refused(lambda: infogan.main(["--resume", "run"]), "does not fit", key)
+        old = {k: v for k, v in good["config"].items() if k != "invariance"}
+        torch.save(good | {"config": old}, "run/checkpoint.pt")                                                       # from before a flag
+        infogan.main(["--resume", "run"])
+        assert "run is from before --invariance; it goes on with 10.0" in err.getvalue()
+
+
+def test_damaged_checkpoints_are_noticed():
+    with folder():
+        small_data(40)
+        good = run("ogan", "--epochs", 1)
+        path, content, draw = Path("run/checkpoint.pt"), Path("run/checkpoint.pt").read_bytes(), random.Random(0)
+        for at in [0, 1, len(content) - 1] + [draw.randrange(len(content)) for _ in range(300 if LONG else 60)]:
+            path.write_bytes(content[:at])
+            assert refused(lambda: common.read_checkpoint("run", "ogan"), "cut short")
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1:])
+            try:
+                assert equal(common.read_checkpoint("run", "ogan"), good)       # a bit that says nothing, as in the padding
+            except InputError as error:
+                assert "damaged" in str(error)
+
+
+class Bomb:
+    def __reduce__(self):
+        return open, ("exploded", "w")
+
+
+def test_pickled_code_is_refused_and_does_not_run():
+    with folder():
+        for save in (lambda: torch.save({"method": "ogan", "images": Bomb()}, "bomb.pt"),
+                     lambda: torch.save({"method": "ogan", "images": Bomb()}, "bomb.pt", _use_new_zipfile_serialization=False),
+                     lambda: Path("bomb.pt").write_bytes(pickle.dumps(Bomb()))):
+            save()
+            assert refused(lambda: ogan.main(["--resume", "bomb.pt"]), "cannot be read") and refused(lambda: ogan.OGAN.load("bomb.pt"), "cannot be read")
+            assert refused(lambda: ogan.main(["--data", "bomb.pt", "--out", "run"]), "cannot be read")
+            assert not Path("exploded").exists() and not Path("run").exists()
+
+
+def test_a_run_goes_on_on_another_device():
+    """A checkpoint as CUDA leaves it goes on here; with a CUDA device, also there and back."""
+    for method, flags in (("infogan", []), ("ogan", []), ("ogan", ["--optimizer", "rmsprop"])):
+        with folder():
+            small_data()
+            run(method, "--epochs", 2, "--out", "whole", *flags)
+            state = run(method, *flags)
+            for optimizer in state["optimizers"].values():
+                for group in optimizer["param_groups"]:
+                    group["capturable"] = True
+            torch.save(state | {"random_cuda": torch.zeros(16, dtype=torch.uint8)}, "run/checkpoint.pt")
+            here = run(method, "--epochs", 2, "--resume", "run")
+            assert equal(here["model"], torch.load("whole/checkpoint.pt", weights_only=True)["model"])
+            if torch.cuda.is_available():
+                for device, epochs in (("cuda", 4), ("cpu", 6)):
+                    METHODS[method].main(["--resume", "run", "--epochs", str(epochs), "--device", device])
+
+
+def test_a_loss_or_weight_that_is_not_finite_stops_the_run():
+    for method, module, part in (("infogan", infogan, "loss_information"), ("ogan", ogan, "loss_latent")):
+        with folder():
+            small_data()
+            good, step = run(method)["model"], module.training_step
+            for value, at in ((math.nan, 3), (math.inf, 1), (-math.inf, 5)):
+                count = itertools.count(1)
+                module.training_step = lambda *args: step(*args) | ({part: torch.tensor(value)} if next(count) == at else {})
+                try:
+                    assert refused(lambda: run(method, "--resume", "run", "--epochs", 9), f"{part} became {value} at step {at} of epoch 2", "run/checkpoint.pt is from before")
+                    assert next(count) == 6 and whole("run") == 1                          # within the epoch of 5 steps
+                    assert equal(good, torch.load("run/checkpoint.pt", weights_only=True)["model"])
+                finally:
+                    module.training_step = step
+            name, count = next(iter(good)), itertools.count(1)        # after the epoch's last step no loss tells
+            module.training_step = lambda model, *rest: (step(model, *rest), next(count) < 5 or model.state_dict()[name].fill_(math.inf))[0]
+            try:
+                assert refused(lambda: run(method, "--out", "other"), f"{name} is no longer finite after 1 epochs") and whole("other") == 0
+            finally:
+                module.training_step = step
+
+
+def test_out_of_memory_says_what_to_lower():
+    try:
+        import resource
+    except ImportError:
+        raise unittest.SkipTest("no memory limits on this system") from None
+    with folder():
+        small_data()
+        done = subprocess.run([sys.executable, HERE / "ogan.py", "--data", "small.pt", "--device", "cpu", "--width", "4000"], capture_output=True, text=True,
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)))
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "out of memory; lower --batch-size or --width" in done.stderr, done.stderr
+        assert not Path("runs").exists()
+
+
+def test_twenty_epochs_hold_in_both_precisions():
+    if not LONG:
+        raise unittest.SkipTest("takes minutes: python test_all.py --long")
+    for method, precision, seed in itertools.product(METHODS, ("fp32", "bf16"), range(5)):
+        with folder():
+            small_data(2000)
+            run(method, "--epochs", 20, "--width", 8, "--batch-size", 64, "--precision", precision, "--seed", seed)
+            lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+            assert len(lines) == 20 and all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
+            last = lines[-1]
+            assert last["rho"] > 0.3 if method == "ogan" else last["mi_categorical"][0] > 1.5, (method, precision, seed, last)
 
 
 # ---------------------------------------------------------------- flags
@@ -1019,7 +1374,9 @@ def test_captured_steps_equal_eager_ones():
 
 def test_bad_flags_get_one_line():
     cases = [("--epochs -1", "--epochs"), ("--epochs x", "--epochs"), ("--batch-size 1", "--batch-size"), ("--width 0", "--width"), ("--device gpu", "--device"),
-             ("--data cifar", "--data"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"), ("--lr-generator nan", "--lr-generator"), ("--recipe cake", "paper"), ("--precision fp16", "bf16")]
+             ("--data cifar", "--data"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"), ("--lr-generator nan", "--lr-generator"), ("--recipe cake", "paper"), ("--precision fp16", "bf16"),
+             ("--seed 9223372036854775808", "at most"), ("--width 99999999999999999999", "at most 1000000"), ("--device meta", "--device meta"),
+             ("--device cpu cpu", "cpu"), ("--epochs", "--epochs"), ("--data none.pt", "no such file"), ("--resume .", "no such checkpoint"), ("--resume nowhere", "no such checkpoint"), ("--resume . --out x", "cannot change")]
     own = {"infogan": [("--categorical 1", "--categorical"), ("--categorical --continuous 0", "at least one code"), ("--code-range 0", "--code-range"),
                        ("--noise -1", "--noise"), ("--continuous 0 --code-range 2", "does nothing"), ("--categorical --lambda-categorical 2", "does nothing"),
                        ("--separate-q --detach-trunk", "leave one out"), ("--categorical --invariance 1", "does nothing"), ("--init zeros", "normal"), ("--lambda-continuous -1", "--lambda-continuous")],
@@ -1099,4 +1456,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main([name for name in sys.argv[1:] if name != "--long"]))
