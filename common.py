@@ -902,7 +902,7 @@ class Run:
             with fitting(self.folder, method):
                 self._restore(read_checkpoint(self.folder, method))
         else:
-            self.frames.append(deflate(draw()["samples"][0]))
+            self._add_frame(deflate(draw()["samples"][0]))
         self.about = {"method": method, **asdict(config), "device": str(self.device), "threads": torch.get_num_threads(),
                       "processes": self.processes,
                       "torch": str(torch.__version__), "python": platform.python_version(), "image_shape": list(data.shape),
@@ -1029,17 +1029,20 @@ class Run:
         self._write(self.history[-1])
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
+    def _add_frame(self, packed):
+        self.frames.append(torch.frombuffer(bytearray(packed), dtype=torch.uint8))   # torch 2.4 loads tensors safely, but no bytes
+
     def _write(self, scores, new_frame=False):
         if self.rank:
             return
         pictures = self.draw()
         packed = {name: deflate(picture) for name, (picture, _) in pictures.items()}
         if new_frame:
-            self.frames.append(packed["samples"])
+            self._add_frame(packed["samples"])
         self.save()
         write_file(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history))
         images = {name: (png(picture.shape, packed[name]), caption) for name, (picture, caption) in pictures.items()}
-        animation = png(pictures["samples"][0].shape, *self.frames)
+        animation = png(pictures["samples"][0].shape, *map(raw_bytes, self.frames))
         images["training"] = animation, "The same samples before training and after each epoch."
         for name, (image, _) in images.items():
             write_file(self.folder / f"{name}.png", image)
