@@ -23,7 +23,6 @@ import platform
 import re
 import shlex
 import signal
-import socket
 import statistics
 import struct
 import subprocess
@@ -229,7 +228,7 @@ SOURCES = {   # mirrors in the order tried; the folder torchvision uses; SHA-256
                 ["8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
                  "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"]),
 }
-MIRROR_TIMEOUT = 8   # seconds without a byte before the next mirror is tried; four times that without a whole block of 128 KiB
+MIRROR_TIMEOUT = 15   # seconds without another block of 128 KiB before the next mirror is tried
 
 
 @dataclass
@@ -295,9 +294,8 @@ def genuine(path, checksum):
 
 def download(file, mirrors, checksum, folder):
     """Fetch `file` from the first mirror that gives the right bytes; InputError naming every URL tried otherwise."""
-    tried, timeout = [], socket.getdefaulttimeout()
+    tried = []
     try:
-        socket.setdefaulttimeout(MIRROR_TIMEOUT)   # torch.hub has no timeout of its own
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
             for i, mirror in enumerate(mirrors):
@@ -313,14 +311,12 @@ def download(file, mirrors, checksum, folder):
                     tried.append(f"{mirror + file}: {error}")
     except OSError as error:
         tried.append(f"{folder}: {error}")
-    finally:
-        socket.setdefaulttimeout(timeout)
     raise InputError(f"could not get {file} (tried {'; '.join(tried)}); put the four .gz files into {folder} by hand, "
                      "or take --data digits")
 
 
 def fetch(url, path):
-    """torch.hub's download of url to path, given up when a trickle of bytes would take for ever."""
+    """torch.hub's download of url to path; OSError if nothing or a mere trickle comes, which it would wait for without end."""
     def work():
         try:
             torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
@@ -329,13 +325,13 @@ def fetch(url, path):
 
     failed, size, thread = [], 0, threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(4 * MIRROR_TIMEOUT)
+    thread.join(MIRROR_TIMEOUT)
     while thread.is_alive():
         with contextlib.suppress(FileNotFoundError):     # a whole file has just changed its name
             before, size = size, sum(part.stat().st_size for part in path.parent.iterdir())
             if size == before:
-                raise OSError(f"too slow, less than 128 KiB in {4 * MIRROR_TIMEOUT} seconds")
-        thread.join(4 * MIRROR_TIMEOUT)
+                raise OSError(f"no answer, or less than 128 KiB, in {MIRROR_TIMEOUT} seconds")
+        thread.join(MIRROR_TIMEOUT)
     if failed:
         raise failed[0]
 
@@ -1025,7 +1021,7 @@ class Run:
         """Add the final scores to the last epoch's line (epoch 0 if none was trained) and write everything once more."""
         if not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
-        self.history[-1] |= defined(scores) | {"seed": self.config.seed, "device": str(self.device), "torch": str(torch.__version__)}
+        self.history[-1] |= defined(scores) | {"seed": self.config.seed, **{k: self.about[k] for k in ("device", "torch", "parameters")}}
         self._write(self.history[-1])
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 

@@ -572,7 +572,7 @@ def mirrors(**behaviour):
         urls.append(f"http://127.0.0.1:{server.server_port}/")
     old, timeout = common.SOURCES["mnist"], common.MIRROR_TIMEOUT
     common.SOURCES["mnist"] = (urls, old[1], [hashlib.sha256(files[n]).hexdigest() for n in common.IDX_FILES])
-    common.MIRROR_TIMEOUT = 0.5
+    common.MIRROR_TIMEOUT = 1.0
     try:
         yield files, urls, requests
     finally:
@@ -609,7 +609,7 @@ def test_a_trickle_is_given_up():
     with folder(), mirrors(trickle=1, good=1) as (files, urls, _):
         name, began = common.IDX_FILES[0], time.monotonic()
         path = common.download(name, urls, common.SOURCES["mnist"][2][0], Path("here"))
-        assert path.read_bytes() == files[name] and 4 * common.MIRROR_TIMEOUT <= time.monotonic() - began < 10
+        assert path.read_bytes() == files[name] and common.MIRROR_TIMEOUT <= time.monotonic() - began < 10
         assert [p.name for p in Path("here").iterdir()] == [name]
 
 
@@ -1199,14 +1199,15 @@ def test_out_of_memory_says_what_to_lower():
 def test_twenty_epochs_hold_in_both_precisions():
     if not LONG:
         raise unittest.SkipTest("takes minutes: python test_all.py --long")
-    for method, precision, seed in itertools.product(METHODS, ("fp32", "bf16"), range(5)):
+    for method in METHODS:
         with folder():
             small_data(2000)
-            run(method, "--epochs", 20, "--width", 8, "--batch-size", 64, "--precision", precision, "--seed", seed)
-            lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-            assert len(lines) == 20 and all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
-            last = lines[-1]
-            assert last["rho"] > 0.3 if method == "ogan" else last["mi_categorical"][0] > 1.5, (method, precision, seed, last)
+            for precision, seed in itertools.product(("fp32", "bf16"), range(5)):
+                run(method, "--epochs", 20, "--width", 8, "--batch-size", 64, "--precision", precision, "--seed", seed, "--out", f"{precision}-{seed}")
+                lines = [json.loads(line) for line in Path(f"{precision}-{seed}/metrics.jsonl").read_text().splitlines()]
+                assert len(lines) == 20 and all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
+                read = lines[-1]["rho"] if method == "ogan" else lines[-1]["mi_categorical"][0]
+                assert read > (0.3 if method == "ogan" else 1.5), (method, precision, seed, read)
 
 
 # ---------------------------------------------------------------- flags
