@@ -270,6 +270,9 @@ def scores(model, data, judge=None, full=False):
         result |= common.clustering_scores(codes.categorical[0].argmax(1), data.test_labels)
     if full and judge:
         result |= judge.frechet_scores(data, samples)
+        if c.continuous:
+            beyond = torch.cat([latent[:, :-c.continuous], 2 * latent[:, -c.continuous:]], 1)
+            result["frechet_doubled"] = judge.frechet_scores(data, model.generate(beyond))["frechet"]
     if full and data.shape[0] == 1:
         result["effect"] = {f"c{len(c.categorical) + 1 + j}": effect(model, latent[:500], j, data) for j in range(c.continuous)}
         result["carried"] = carried(latent, samples, c)
@@ -283,7 +286,7 @@ def effect(model, latent, j, data):
     """What continuous code j does to slant and stroke width: latents (N, .) are redrawn with it at 9 values over twice its range.
 
     For each measure, [rank correlation of code and measure over one latent's 9 images, mean over latents; its mean change from one
-    end to the other, in standard deviations of the measure over the test images].
+    end to the other, in standard deviations of the measure over the test images; the same over the range itself].
     """
     sweep = torch.linspace(-2, 2, 9, device=latent.device) * model.config.code_range
     latent = latent.repeat_interleave(9, 0)
@@ -293,7 +296,7 @@ def effect(model, latent, j, data):
     for name, value in common.measure_strokes(model.generate(latent)).items():
         value = value.view(-1, 9)
         result[name] = [float(common.rank_correlation(value, sweep.expand_as(value)).mean()),
-                        float((value[:, -1] - value[:, 0]).mean() / usual[name].std())]
+                        *(float((value[:, -1 - i] - value[:, i]).mean() / usual[name].std()) for i in (0, 2))]
     return result
 
 

@@ -434,6 +434,27 @@ def test_correlation_ratio_and_what_codes_carry():
     assert set(found) == {"c1", "c2", "c3"} and found["c1"]["width"] > 0.999 and found["c2"]["width"] < 0.05 > found["c3"]["width"]
 
 
+def test_effect_within_and_beyond_the_range():
+    class Bars:                                                           # c2 is the width of an upright bar; c1 does nothing
+        config, most = infogan.Config(noise=0, categorical=[2], continuous=2, code_range=2.0), 4.0
+
+        def generate(self, latent):
+            images = torch.zeros(len(latent), 1, 28, 28)
+            for image, code in zip(images, latent[:, 2].clamp(-self.most, self.most)):
+                image[:, 4:24, 10:18 + int(code)] = 1
+            return images
+    data = common.Data("x", None, None, common.draw_digits(200)[0], None)
+    model, latent = Bars(), torch.rand(3, 4)
+    usual = common.measure_strokes(data.test_images.float() / 255)["width"].std()
+    width = lambda w: 20 * w / (20 + w)                                   # 2 area / perimeter
+    for most in (4, 2):                                                   # a code that goes on beyond its range, and one that does not
+        model.most = most
+        correlation, change, within = infogan.effect(model, latent, 0, data)["width"]
+        assert abs(change * usual - (width(8 + most) - width(8 - most))) < 0.1 and abs(within * usual - (width(10) - width(6))) < 0.1
+        assert abs(correlation - (1 if most == 4 else 0.96)) < 0.03
+        assert infogan.effect(model, latent, 1, data)["width"][1:] == [0, 0]
+
+
 def test_rank_correlation():
     a = torch.randn(4, 9).double()
     b = torch.randn(4, 9).double()
