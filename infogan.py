@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch"]
+# dependencies = ["torch>=2.4"]
 # ///
 """InfoGAN: a GAN that learns, unsupervised, to read back the codes it draws from (Chen et al. 2016, arXiv 1606.03657).
 

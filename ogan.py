@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch"]
+# dependencies = ["torch>=2.4"]
 # ///
 """O-GAN: a GAN whose discriminator is an encoder, made so by one correlation term (Su 2019, arXiv 1903.01931).
 

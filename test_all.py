@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch"]
+# dependencies = ["torch>=2.4"]
 # ///
 """The tests of infogan.py, ogan.py and common.py: `python test_all.py [--long] [part of a name ...]`, with torch alone; pytest finds them too.
 
@@ -904,7 +904,7 @@ def test_run_folders_are_numbered_and_never_overwritten():
 
 # ---------------------------------------------------------------- faults
 
-LONG = "--long" in sys.argv   # the tests that take minutes, too
+LONG = "--long" in sys.argv   # more kills, more damage, twenty epochs: minutes
 
 
 def whole(folder):
