@@ -46,6 +46,7 @@ from common import InputError
 
 HERE = Path(__file__).resolve().parent
 METHODS = {"infogan": infogan, "ogan": ogan}
+MODELS = {"infogan": infogan.InfoGAN, "ogan": ogan.OGAN}
 
 
 # ---------------------------------------------------------------- helpers
@@ -732,7 +733,7 @@ def test_strange_data_train_and_leave_no_nan():
             torch.save({"images": images} | ({} if labels is None else {"labels": labels}), "small.pt")
             run(method)
             assert json.loads(Path("run/metrics.jsonl").read_text(), parse_constant=lambda name: 1 / 0)["epoch"] == 1      # no NaN, no Infinity
-            assert all(value.isfinite().all() for value in METHODS[method].train.__globals__["InfoGAN" if method == "infogan" else "OGAN"].load("run").sample(3))
+            assert all(value.isfinite().all() for value in MODELS[method].load("run").sample(3))
 
 
 # ---------------------------------------------------------------- models
@@ -823,7 +824,7 @@ def test_a_run_leaves_everything():
             assert page.count("data:image/png;base64,") == len(names) and page.count("<svg") >= 3 and "<script" not in page
             assert not re.search(r"""(src|href)\s*=\s*(?!["']?data:)|@import|url\(|https?:""", page)
             assert out.getvalue().count("epoch 1/2") == out.getvalue().count("epoch 2/2") == 1 and "\r" not in out.getvalue()
-            model = METHODS[method].main.__globals__["InfoGAN" if method == "infogan" else "OGAN"].load("run/checkpoint.pt")
+            model = MODELS[method].load("run/checkpoint.pt")
             assert not model.training and equal(model.state_dict(), torch.load("run/checkpoint.pt", weights_only=True)["model"])
 
 
@@ -925,7 +926,7 @@ def whole(folder):
     return epochs
 
 
-def same_run(a, b, extra=()):
+def same_run(a, b):
     """Whether two finished runs left the same: checkpoint, metrics and pictures to the bit, times and names apart."""
     states = [torch.load(Path(f, "checkpoint.pt"), weights_only=True) for f in (a, b)]
     lines = [[json.loads(line) for line in Path(f, "metrics.jsonl").read_text().splitlines()] for f in (a, b)]
@@ -978,7 +979,6 @@ def killed_and_resumed(method, random_kills, every):
 
     torch.set_num_threads(1)
     small_data()
-    began = time.monotonic()
     assert finished(child("--out", "whole"))                # trains the judge, too
     began = time.monotonic()
     assert finished(child("--out", "again")) and same_run("whole", "again")
@@ -1071,8 +1071,8 @@ def test_a_full_disk_keeps_what_was_there():
                 assert Path("run", name).read_bytes() == before and whole("run") in (1, 2) and not list(Path("run").glob("*.part"))
             run(method, "--resume", "run", "--epochs", 2)
             assert not list(Path("run").glob("*.part"))
-            first, *_ = lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-            assert len(lines) == 2 and equal(torch.load("run/checkpoint.pt", weights_only=True)["model"], torch.load("whole/checkpoint.pt", weights_only=True)["model"])
+            models = [torch.load(f"{name}/checkpoint.pt", weights_only=True)["model"] for name in ("run", "whole")]
+            assert equal(*models) and whole("run") == 2
 
 
 def test_small_and_read_only_file_systems():
