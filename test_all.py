@@ -1025,6 +1025,7 @@ def test_signals_save_stop_and_go_on():
             if next(count) == call:
                 for s in signals:
                     signal.raise_signal(s)
+                    time.sleep(0.05)               # two at once may count as one
             return function(*args, **kwargs)
         setattr(module, name, patched)
         return lambda: setattr(module, name, function)
