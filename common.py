@@ -374,8 +374,8 @@ def load_file(path):
         rest, tenth = (~tenth, tenth) if tenth.sum() > 1 else (slice(None), slice(None))   # under twenty images serve both ends
         images, test = images[rest], images[tenth]
         labels, test_labels = (labels[rest], labels[tenth]) if labels is not None else (None, None)
-    both = labels is not None and test_labels is not None
-    return Data(Path(path).name, images, labels.long() if both else None, test, test_labels.long() if both else None)
+    labels, test_labels = (labels.long(), test_labels.long()) if labels is not None else (None, None)
+    return Data(Path(path).name, images, labels, test, test_labels)
 
 
 STROKES = """0 40 21 13 16 28 49 68 76 73 61 40
@@ -718,12 +718,11 @@ class Judge(nn.Module):
                 schedule.step()
 
     @torch.no_grad()
-    def frechet_scores(self, data, samples):
-        """`frechet` of samples (N, C, H, W) to the test images; `frechet_floor`, that of as many training images to them."""
+    def frechet_scores(self, data, **samples):
+        """The distance of each of `samples`, name=(N, C, H, W), to the test images; `frechet_floor`, that of as many training images."""
         test = in_batches(self.features, data.test_images)
-        floor = in_batches(self.features, data.images[:len(test)])
-        return {"frechet": frechet_distance(in_batches(self.features, samples), test),
-                "frechet_floor": frechet_distance(floor, test),
+        samples["frechet_floor"] = data.images[:len(test)]
+        return {**{name: frechet_distance(in_batches(self.features, images), test) for name, images in samples.items()},
                 "judge_accuracy": float((in_batches(self, data.test_images).argmax(1) == data.test_labels).float().mean())}
 
 

@@ -269,10 +269,10 @@ def scores(model, data, judge=None, full=False):
     if data.test_labels is not None and c.categorical:
         result |= common.clustering_scores(codes.categorical[0].argmax(1), data.test_labels)
     if full and judge:
-        result |= judge.frechet_scores(data, samples)
+        shown = {"frechet": samples}
         if c.continuous:
-            beyond = torch.cat([latent[:, :-c.continuous], 2 * latent[:, -c.continuous:]], 1)
-            result["frechet_doubled"] = judge.frechet_scores(data, model.generate(beyond))["frechet"]
+            shown["frechet_doubled"] = model.generate(torch.cat([latent[:, :-c.continuous], 2 * latent[:, -c.continuous:]], 1))
+        result |= judge.frechet_scores(data, **shown)
     if full and data.shape[0] == 1:
         result["effect"] = {f"c{len(c.categorical) + 1 + j}": effect(model, latent[:500], j, data) for j in range(c.continuous)}
         result["carried"] = carried(latent, samples, c)

@@ -218,7 +218,7 @@ def scores(model, data, judge=None, full=False):
               "reconstruction_error": float((again - test).square().mean() / (mean_image - test).square().mean()),
               "avg_real": float(raw.mean()), "std_real": float(raw.std(1, correction=0).mean())}
     if full and judge:
-        result |= judge.frechet_scores(data, samples)
+        result |= judge.frechet_scores(data, frechet=samples)
         seen, seen_again = (common.in_batches(judge, x).argmax(1) for x in (test, again))
         result["agreement"] = float((seen == seen_again).float().mean())
         result |= common.encoding_scores(model.encode(data.images), data.labels, standardise(raw), data.test_labels)
