@@ -36,6 +36,7 @@ import unittest
 import zlib
 from dataclasses import asdict, fields
 from pathlib import Path
+from unittest import mock
 
 import common
 import infogan
@@ -78,13 +79,17 @@ def small_data(n=160, shape=(1, 28, 28), path="small.pt", labels=True):
     return path
 
 
+def checkpoint(folder):
+    return torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
+
+
 def run(method, *flags):
     """main() with these flags at a tiny size; returns the run's checkpoint."""
     flags = [str(f) for f in flags]
     for name, value in (("--width", "2"), ("--batch-size", "32"), ("--device", "cpu"), ("--data", "small.pt"), ("--epochs", "1"), ("--out", "run")):
         flags += [name, value] if name not in flags and "--resume" not in flags else []
     METHODS[method].main(flags)
-    return torch.load(Path(flags[flags.index("--out" if "--out" in flags else "--resume") + 1], "checkpoint.pt"), weights_only=True)
+    return checkpoint(flags[flags.index("--out" if "--out" in flags else "--resume") + 1])
 
 
 def refused(function, *words):
@@ -825,7 +830,7 @@ def test_a_run_leaves_everything():
             assert not re.search(r"""(src|href)\s*=\s*(?!["']?data:)|@import|url\(|https?:""", page)
             assert out.getvalue().count("epoch 1/2") == out.getvalue().count("epoch 2/2") == 1 and "\r" not in out.getvalue()
             model = MODELS[method].load("run/checkpoint.pt")
-            assert not model.training and equal(model.state_dict(), torch.load("run/checkpoint.pt", weights_only=True)["model"])
+            assert not model.training and equal(model.state_dict(), checkpoint("run")["model"])
 
 
 def test_resume_equals_the_uninterrupted_run():
@@ -928,7 +933,7 @@ def whole(folder):
 
 def same_run(a, b):
     """Whether two finished runs left the same: checkpoint, metrics and pictures to the bit, times and names apart."""
-    states = [torch.load(Path(f, "checkpoint.pt"), weights_only=True) for f in (a, b)]
+    states = [checkpoint(f) for f in (a, b)]
     lines = [[json.loads(line) for line in Path(f, "metrics.jsonl").read_text().splitlines()] for f in (a, b)]
     images = [{p.name: p.read_bytes() for p in Path(f).glob("*.png")} for f in (a, b)]
     return equal(*states) and equal(*lines) and images[0] == images[1]
@@ -1018,8 +1023,8 @@ def test_sigkill_loses_nothing():
 
 def test_signals_save_stop_and_go_on():
     """Ctrl-C in training, in an epoch's scores, in the last one's; twice; SIGTERM."""
-    def interrupt(module, name, call, *signals):
-        function, count = getattr(module, name), itertools.count()
+    def interrupted(function, call, signals):
+        count = itertools.count()
 
         def patched(*args, **kwargs):
             if next(count) == call:
@@ -1027,8 +1032,7 @@ def test_signals_save_stop_and_go_on():
                     signal.raise_signal(s)
                     time.sleep(0.05)               # two at once may count as one
             return function(*args, **kwargs)
-        setattr(module, name, patched)
-        return lambda: setattr(module, name, function)
+        return patched
 
     ctrl_c, term = signal.SIGINT, signal.SIGTERM
     for method, module in METHODS.items():
@@ -1040,15 +1044,13 @@ def test_signals_save_stop_and_go_on():
                     ("training_step", 7, [ctrl_c], "step 3 of 5 in epoch 2"), ("training_step", 4, [term], "step 0 of 5 in epoch 2"),
                     ("scores", 0, [ctrl_c], "step 0 of 5 in epoch 2"), ("scores", 1, [term], "before the final scores"),
                     ("training_step", 7, [ctrl_c, ctrl_c], "at once"), ("scores", 2, [ctrl_c], "at once"), ("pictures", 0, [ctrl_c], "at once")]):
-                restore = interrupt(module, name, call, *signals)
                 try:
-                    run(method, "--epochs", 2, "--out", f"run{i}")
+                    with mock.patch.object(module, name, interrupted(getattr(module, name), call, signals)):
+                        run(method, "--epochs", 2, "--out", f"run{i}")
                     raise AssertionError("not interrupted")
                 except SystemExit as stop:
                     said = err.getvalue().splitlines()[-1]
                     assert stop.code == 130 and word in said and ("at once" in said or f"--resume run{i}" in said), said
-                finally:
-                    restore()
                 assert [signal.getsignal(s) for s in (ctrl_c, term)] == handlers
                 if whole(f"run{i}") is not None:
                     run(method, "--resume", f"run{i}")
@@ -1072,8 +1074,7 @@ def test_a_full_disk_keeps_what_was_there():
                 assert Path("run", name).read_bytes() == before and whole("run") in (1, 2) and not list(Path("run").glob("*.part"))
             run(method, "--resume", "run", "--epochs", 2)
             assert not list(Path("run").glob("*.part"))
-            models = [torch.load(f"{name}/checkpoint.pt", weights_only=True)["model"] for name in ("run", "whole")]
-            assert equal(*models) and whole("run") == 2
+            assert equal(checkpoint("run")["model"], checkpoint("whole")["model"]) and whole("run") == 2
 
 
 def test_small_and_read_only_file_systems():
@@ -1101,11 +1102,8 @@ def test_a_run_folder_deleted_under_way():
     with folder():
         small_data()
         step, count = ogan.training_step, itertools.count()
-        ogan.training_step = lambda *args: (shutil.rmtree("run") if next(count) == 7 else None, step(*args))[1]
-        try:
+        with mock.patch.object(ogan, "training_step", lambda *args: (shutil.rmtree("run") if next(count) == 7 else None, step(*args))[1]):
             assert refused(lambda: run("ogan", "--epochs", 3), "run/checkpoint.pt cannot be written: No such file or directory")
-        finally:
-            ogan.training_step = step
 
 
 def test_wrong_checkpoints_are_refused():
@@ -1117,7 +1115,7 @@ def test_wrong_checkpoints_are_refused():
         assert refused(lambda: infogan.main(["--resume", "run", "--width", "4"]), "--width cannot change")
         infogan.main(["--epochs", "2", "--resume", "run/checkpoint.pt"])
         assert refused(lambda: infogan.main(["--resume", "run", "--epochs", "1"]), "less than the 2")
-        good = torch.load("run/checkpoint.pt", weights_only=True)
+        good = checkpoint("run")
         last = next(reversed(good["model"]))
         for change, *words in (({"config": good["config"] | {"width": 3}}, "does not fit", "size mismatch"),          # another architecture
                                ({"model": {k: v for k, v in good["model"].items() if k != last}}, "does not fit", last),
@@ -1177,7 +1175,7 @@ def test_a_run_goes_on_on_another_device():
                     group["capturable"] = True
             torch.save(state | {"random_cuda": torch.zeros(16, dtype=torch.uint8)}, "run/checkpoint.pt")
             here = run(method, "--epochs", 2, "--resume", "run")
-            assert equal(here["model"], torch.load("whole/checkpoint.pt", weights_only=True)["model"])
+            assert equal(here["model"], checkpoint("whole")["model"])
             if torch.cuda.is_available():
                 for device, epochs in (("cuda", 4), ("cpu", 6)):
                     METHODS[method].main(["--resume", "run", "--epochs", str(epochs), "--device", device])
@@ -1190,19 +1188,15 @@ def test_a_loss_or_weight_that_is_not_finite_stops_the_run():
             good, step = run(method)["model"], module.training_step
             for value, at in ((math.nan, 3), (math.inf, 1), (-math.inf, 5)):
                 count = itertools.count(1)
-                module.training_step = lambda *args: step(*args) | ({part: torch.tensor(value)} if next(count) == at else {})
-                try:
+                one_bad = lambda *args: step(*args) | ({part: torch.tensor(value)} if next(count) == at else {})
+                with mock.patch.object(module, "training_step", one_bad):
                     assert refused(lambda: run(method, "--resume", "run", "--epochs", 9), f"{part} became {value} at step {at} of epoch 2", "run/checkpoint.pt is from before")
-                    assert next(count) == 6 and whole("run") == 1                          # within the epoch of 5 steps
-                    assert equal(good, torch.load("run/checkpoint.pt", weights_only=True)["model"])
-                finally:
-                    module.training_step = step
+                assert next(count) == 6 and whole("run") == 1                              # within the epoch of 5 steps
+                assert equal(good, checkpoint("run")["model"])
             name, count = next(iter(good)), itertools.count(1)        # after the epoch's last step no loss tells
-            module.training_step = lambda model, *rest: (step(model, *rest), next(count) < 5 or model.state_dict()[name].fill_(math.inf))[0]
-            try:
+            last_bad = lambda model, *rest: (step(model, *rest), next(count) < 5 or model.state_dict()[name].fill_(math.inf))[0]
+            with mock.patch.object(module, "training_step", last_bad):
                 assert refused(lambda: run(method, "--out", "other"), f"{name} is no longer finite after 1 epochs") and whole("other") == 0
-            finally:
-                module.training_step = step
 
 
 def test_out_of_memory_says_what_to_lower():
@@ -1316,7 +1310,7 @@ def test_two_processes_train_as_one():
         assert done.returncode == 0 and done.stdout.count("epoch 2/2") == 1, done.stderr
         assert json.loads(Path("run/config.json").read_text())["processes"] == 2
         lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-        state = torch.load("run/checkpoint.pt", weights_only=True)
+        state = checkpoint("run")
         assert [line["epoch"] for line in lines] == [1, 2] and state["optimizers"]["d"]["state"][0]["step"] == 2 * 128 // 32
         done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
                                HERE / "infogan.py", *flags[:-1], "odd", "--batch-size", "33"], capture_output=True, text=True)
@@ -1385,11 +1379,8 @@ def test_captured_steps_equal_eager_ones():
         small_data(640)
         for method in METHODS:
             captured = run(method, "--device", "cuda", "--precision", "fp32", "--out", f"{method}-graph")
-            warm_up, common.Captured.WARM_UP = common.Captured.WARM_UP, 10**9
-            try:
+            with mock.patch.object(common.Captured, "WARM_UP", 10**9):
                 eager = run(method, "--device", "cuda", "--precision", "fp32", "--out", f"{method}-eager")
-            finally:
-                common.Captured.WARM_UP = warm_up
             for name, value in eager["history"][-1].items():
                 if name.startswith("loss"):
                     assert abs(captured["history"][-1][name] - value) < 0.05, name
