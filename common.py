@@ -159,6 +159,11 @@ def command_line(train, Config, method, description, argv=None):
         if not isinstance(error, MemoryError) and not re.search("out of memory|(allocate|enough) memory", str(error)):
             raise
         refuse("out of memory; lower --batch-size or --width, or whatever else was made large, or take smaller images")
+    except OSError as error:             # of standard output, which has no name; all else that is read or written has its own line
+        if error.filename is not None:
+            raise
+        sys.stdout = None
+        refuse(f"cannot print: {error.strerror}; what was trained is in the run folder, --resume goes on with it")
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'stopped at once; --resume goes on from the last save'}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -509,6 +514,16 @@ def warp(images, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14):
     c, s = angle.cos(), angle.sin()
     theta = torch.stack([wide * c, wide * (lean * c - s), right, high * s, high * (lean * s + c), down], 1).view(-1, 2, 3)
     return F.grid_sample(images, F.affine_grid(theta, images.shape, align_corners=False), align_corners=False)
+
+
+def expect_images(images, shape):
+    """images, if they are uint8, or float in [0, 1], (N, *shape); InputError otherwise."""
+    if not torch.is_tensor(images) or images.shape[1:] != shape or images.dtype != torch.uint8 and not images.is_floating_point():
+        got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
+        raise InputError(f"images are {got}; expected a tensor, uint8 or float, of shape (N, {', '.join(map(str, shape))})")
+    if images.is_floating_point() and len(images) and (images.min() < 0 or images.max() > 1):
+        raise InputError(f"images go from {images.min():g} to {images.max():g}; expected floats in [0, 1], or uint8")
+    return images
 
 
 def in_batches(function, *tensors, size=1000):

@@ -100,7 +100,8 @@ class InfoGAN(nn.Module):
 
     def __init__(self, config=None, shape=(1, 28, 28)):
         super().__init__()
-        self.config = c = config or Config()
+        self.config, self.shape = config or Config(), tuple(shape)
+        c = self.config
         self.generator = common.convolutional_generator(c.noise + sum(c.categorical) + c.continuous, shape, c.width)
         self.trunk = common.convolutional_trunk(shape, c.width, slope=0.1)
         self.d_head = nn.Linear(16 * c.width, 1)
@@ -169,6 +170,7 @@ class InfoGAN(nn.Module):
     @inference
     def read(self, images):
         """Q's raw output for images (N, C, H, W) in [0, 1] or uint8, in eval mode."""
+        images = common.expect_images(images, self.shape)
         return common.in_batches(lambda x: (self.average or self).discriminate(x)[1], images)
 
     def encode(self, images):

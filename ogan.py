@@ -112,7 +112,8 @@ class OGAN(nn.Module):
 
     def __init__(self, config=None, shape=(1, 28, 28)):
         super().__init__()
-        self.config = c = config or Config()
+        self.config, self.shape = config or Config(), tuple(shape)
+        c = self.config
         self.generator = common.convolutional_generator(c.latent, shape, c.width)
         self.encoder = nn.Sequential(common.convolutional_trunk(shape, c.width, slope=0.2), nn.Linear(16 * c.width, c.latent))
         self.critic = nn.Sequential(nn.Linear(c.latent, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1)) if c.critic == "network" else None
@@ -155,6 +156,7 @@ class OGAN(nn.Module):
     @inference
     def read(self, images):
         """E(x), not standardised, of images (N, C, H, W) in [0, 1] or uint8, in eval mode: (N, latent)."""
+        images = common.expect_images(images, self.shape)
         return common.in_batches(lambda x: (self.average or self).code(2 * x - 1), images)
 
     def encode(self, images):

@@ -786,6 +786,17 @@ def test_ogan_shapes_and_interpolation():
     assert torch.allclose(frames[[0, -1]], model.reconstruct(torch.stack([a, b])), atol=1e-5)
 
 
+def test_images_to_read_are_checked():
+    for model in (infogan.InfoGAN(infogan.Config(width=2), [1, 8, 12]), ogan.OGAN(ogan.Config(width=2, latent=8), [1, 8, 12])):
+        for good in (torch.zeros(2, 1, 8, 12), torch.ones(1, 1, 8, 12), torch.full((3, 1, 8, 12), 255).byte()):
+            assert len(model.read(good)) == len(good)
+        for bad, why in ((torch.zeros(8, 12), "(8, 12)"), (torch.zeros(2, 1, 12, 8), "(2, 1, 12, 8)"), (torch.zeros(2, 3, 8, 12), "(2, 3, 8, 12)"),
+                         (torch.zeros(2, 1, 8, 12).long(), "int64"), ([[0.0]], "list")):
+            assert refused(lambda: model.encode(bad), why, "(N, 1, 8, 12)")
+        for bad, why in ((torch.full((1, 1, 8, 12), 255.0), "255"), (-torch.ones(1, 1, 8, 12), "-1")):
+            assert refused(lambda: model.encode(bad), why, "[0, 1]")
+
+
 def test_evaluation_leaves_training_mode_and_weights_alone():
     for cls, config in ((infogan.InfoGAN, infogan.Config(width=2)), (ogan.OGAN, ogan.Config(width=2, latent=8))):
         model = cls(config).train()
@@ -1075,6 +1086,23 @@ def test_a_full_disk_keeps_what_was_there():
             run(method, "--resume", "run", "--epochs", 2)
             assert not list(Path("run").glob("*.part"))
             assert equal(checkpoint("run")["model"], checkpoint("whole")["model"]) and whole("run") == 2
+
+
+def test_output_that_cannot_be_printed():
+    """A log on a full disk, and a pipe whose reader is gone: one line, and the run goes on from what it saved."""
+    with folder(), contextlib.ExitStack() as closing:
+        small_data()
+        reader, gone = os.pipe()
+        os.close(reader)
+        closing.callback(os.close, gone)
+        outputs = [(gone, "Broken pipe")]
+        if Path("/dev/full").exists():
+            outputs.append((closing.enter_context(open("/dev/full", "w")), "No space left"))
+        for out, why in outputs:
+            command = [sys.executable, HERE / "ogan.py", *"--epochs 1 --width 2 --data small.pt --out".split(), f"run-{why[0]}"]
+            done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env={**os.environ, "TORCH_HOME": "hub"})
+            assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"ogan.py: cannot print: {why}" in done.stderr, done.stderr
+            assert run("ogan", "--resume", f"run-{why[0]}", "--epochs", 1)["epoch"] == 1
 
 
 def test_small_and_read_only_file_systems():
