@@ -15,7 +15,7 @@ from. avg, std and the standardised rest are independent of one another, so the 
     encode: N(E(x)),   reconstruct: G(N(E(x)))
 
 Why correlation and not squared error: |N(z) - N(E(G(z)))|^2 = 2 n (1 - rho), so rho IS the squared error with mean and std
-left free. Plain squared error pins all n coordinates of E(G(z)), the mean too, and leaves the critic nothing to say.
+left free. Plain squared error pins all n coordinates of E(G(z)), the mean too: a fake scores as z would, whatever G draws.
 
 Where this differs from the paper (P) or the author's code (C):
 - The networks are InfoGAN's for MNIST (two stride-2 convolutions, FC), since P and C are about 64x64 faces and larger.
