@@ -1035,7 +1035,7 @@ class Run:
         """Add the final scores to the last epoch's line (epoch 0 if none was trained) and write everything once more."""
         if not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
-        self.history[-1] |= defined(scores) | {"seed": self.config.seed, **{k: self.about[k] for k in ("device", "torch", "parameters")}}
+        self.history[-1] |= defined(scores) | {"seed": self.config.seed, **{k: self.about[k] for k in ("device", "precision", "threads", "torch", "parameters")}}
         self._write(self.history[-1])
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
