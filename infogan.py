@@ -61,7 +61,7 @@ class Config(common.RunConfig):
     code_range: float = option(1.0, "continuous codes are uniform on (-r, r)")
     lambda_categorical: float = option(1.0, "weight of L_I for the categorical codes")
     lambda_continuous: float = option(0.1, "weight of L_I for the continuous codes")
-    separate_q: bool = option(False, "give Q a trunk of its own instead of D's")
+    separate_q: bool = option(True, "Q has a trunk of its own instead of D's", paper=False)
     detach_trunk: bool = option(False, "L_I trains Q's head and G, not the trunk shared with D (Equation 6 to the letter)")
     invariance: float = option(10.0, "weight of what Q's first categories of two warps of a real image tell of each other", paper=0.0)
     init: str = option("torch", "weights to start from: torch's defaults, or normal, N(0, 0.02)", choices=["torch", "normal"], paper="normal")
@@ -80,7 +80,7 @@ class Config(common.RunConfig):
         if not self.code_range:
             raise InputError("--code-range is 0; expected a positive number, e.g. 1.0")
         if self.separate_q and self.detach_trunk:
-            raise InputError("--detach-trunk is about the trunk that D and Q share; with --separate-q there is none, leave one out")
+            raise InputError("--detach-trunk is about the trunk that D and Q share; there is none with --separate-q, so add --no-separate-q")
 
 
 # ---------------------------------------------------------------- networks
@@ -124,12 +124,19 @@ class InfoGAN(nn.Module):
             return self.generator(latent).float().sigmoid()
 
     def discriminate(self, images):
-        """D and Q: images (N, C, H, W) to real-or-fake logits (N,) and what Q reads, (N, sum of K + 2 continuous), for `split`."""
+        """D and Q: images (N, C, H, W) to real-or-fake logits (N,) and what Q reads, as `recognise` gives it."""
         with common.autocast(self):
             features = self.trunk(images)                                            # (N, 16 width)
-            seen = features.detach() if self.config.detach_trunk else features
-            read = self.q_head(self.q_trunk(images) if self.q_trunk else seen)
-            return self.d_head(features).flatten().float(), read.float()
+            return self.d_head(features).flatten().float(), self.recognise(images, features)
+
+    def recognise(self, images, features=None):
+        """Q: images (N, C, H, W) to what it reads, (N, sum of K + 2 continuous), for `split`; `features`, D's trunk's, save a pass."""
+        with common.autocast(self):
+            if self.q_trunk or features is None:
+                features = (self.q_trunk or self.trunk)(images)
+            if self.config.detach_trunk and not images.requires_grad:                # in G's step they do, and the gradient goes on to G
+                features = features.detach()
+            return self.q_head(features).float()
 
     def sample_latent(self, n, categorical=None, continuous=None, generator=None):
         """n latents from the prior, on the model's device, with the codes that are given held fixed; InputError if they do not fit.
@@ -171,7 +178,7 @@ class InfoGAN(nn.Module):
     def read(self, images):
         """Q's raw output for images (N, C, H, W) in [0, 1] or uint8, in eval mode."""
         images = common.expect_images(images, self.shape)
-        return common.in_batches(lambda x: (self.average or self).discriminate(x)[1], images)
+        return common.in_batches((self.average or self).recognise, images)
 
     def encode(self, images):
         """The Codes that Q reads off images (N, C, H, W), in [0, 1] or uint8: probabilities, means and standard deviations."""
@@ -241,8 +248,8 @@ def training_step(model, d_optimizer, g_optimizer, real):
     loss_d = discriminator_loss(real_logit, fake_logit)
     loss_q = information_loss(read, latent, model.config)
     if model.config.invariance and model.config.categorical:
-        warped = model.discriminate(common.warp(torch.cat([real, real])))[1]
-        loss_q = loss_q + invariance_loss(*warped.chunk(2), model.config)
+        read_warped = model.recognise(common.warp(torch.cat([real, real])))
+        loss_q = loss_q + invariance_loss(*read_warped.chunk(2), model.config)
     d_optimizer.zero_grad()
     (loss_d + loss_q).backward()
     d_optimizer.step()

@@ -267,8 +267,9 @@ def infogan_with_gradients(which, **options):
 
 
 def test_information_reaches_who_the_docstring_says():
-    assert infogan_with_gradients("information") == {"generator", "trunk", "q_head"}
-    assert infogan_with_gradients("information", separate_q=True) == {"generator", "q_trunk", "q_head"}
+    assert infogan_with_gradients("information") == {"generator", "q_trunk", "q_head"}
+    assert infogan_with_gradients("information", separate_q=False) == {"generator", "trunk", "q_head"}
+    assert infogan_with_gradients("information", separate_q=False, detach_trunk=True) == {"generator", "trunk", "q_head"}    # through G's images
     assert infogan_with_gradients("game") == {"generator", "trunk", "d_head"}
 
 
@@ -296,8 +297,8 @@ def infogan_step_gradients(**options):
 
 
 def test_infogan_step_gives_each_player_its_own_gradient():
-    for options in ({}, {"separate_q": True}, {"detach_trunk": True}):
-        model, real, d_seen, g_seen = infogan_step_gradients(invariance=0.0, **options)
+    for shared, detached in ((False, False), (True, False), (True, True)):
+        model, real, d_seen, g_seen = infogan_step_gradients(invariance=0.0, separate_q=not shared, detach_trunk=detached)
         latent = model.sample_latent(16)
         fake = model.draw(latent)
         loss_d = F.binary_cross_entropy_with_logits(model.discriminate(real)[0], torch.ones(16)) \
@@ -306,29 +307,31 @@ def test_infogan_step_gives_each_player_its_own_gradient():
         information = infogan.information_loss(model.discriminate(fake.detach())[1], latent, model.config)
         from_q = torch.autograd.grad(information, list(model.trunk.parameters()), allow_unused=True)
         for (name, _), a, b in zip(model.trunk.named_parameters(), from_d, from_q):
-            assert (b is None) == bool(options)        # L_I reaches D's trunk only where it is shared and not detached
+            assert (b is None) == (not shared or detached)        # L_I reaches D's trunk only where it is shared and not detached
             assert close(d_seen["trunk." + name], a if b is None else a + b), name
         logit, read = model.discriminate(fake)
         loss_g = F.softplus(-logit).mean() + infogan.information_loss(read, latent, model.config)
-        for a, b in zip(g_seen, torch.autograd.grad(loss_g, list(model.generator.parameters()))):
-            assert close(a, b)
+        for a, b, game in zip(g_seen, *(torch.autograd.grad(loss, list(model.generator.parameters()), retain_graph=True)
+                                        for loss in (loss_g, F.softplus(-logit).mean()))):
+            assert close(a, b) and not close(a, game)  # L_I reaches G always
         assert all(g is not None for name, g in d_seen.items() if not name.startswith("average"))
 
 
 def test_invariance_is_part_of_the_step_of_d_and_q_alone():
-    model, real, d_seen, g_seen = infogan_step_gradients()
-    latent = model.sample_latent(16)
-    fake = model.draw(latent)
-    (real_logit, _), (fake_logit, read) = model.discriminate(real), model.discriminate(fake.detach())
-    both = model.discriminate(common.warp(torch.cat([real, real])))[1]
-    loss = infogan.discriminator_loss(real_logit, fake_logit) + infogan.information_loss(read, latent, model.config) \
-        + infogan.invariance_loss(both[:16], both[16:], model.config)
-    layers = [(n, p) for n, p in model.named_parameters() if n.split(".")[0] in ("trunk", "d_head", "q_head")]
-    for (name, _), grad in zip(layers, torch.autograd.grad(loss, [p for _, p in layers])):
-        assert close(d_seen[name], grad), name
-    loss_g = F.softplus(-model.discriminate(fake)[0]).mean() + infogan.information_loss(model.discriminate(fake)[1], latent, model.config)
-    for a, b in zip(g_seen, torch.autograd.grad(loss_g, list(model.generator.parameters()))):
-        assert close(a, b)
+    for separate in (True, False):
+        model, real, d_seen, g_seen = infogan_step_gradients(separate_q=separate)
+        latent = model.sample_latent(16)
+        fake = model.draw(latent)
+        (real_logit, _), (fake_logit, read) = model.discriminate(real), model.discriminate(fake.detach())
+        both = model.discriminate(common.warp(torch.cat([real, real])))[1]
+        loss = infogan.discriminator_loss(real_logit, fake_logit) + infogan.information_loss(read, latent, model.config) \
+            + infogan.invariance_loss(both[:16], both[16:], model.config)
+        layers = [(n, p) for n, p in model.named_parameters() if n.split(".")[0] in ("trunk", "d_head", "q_trunk", "q_head")]
+        for (name, _), grad in zip(layers, torch.autograd.grad(loss, [p for _, p in layers])):
+            assert close(d_seen[name], grad), name
+        loss_g = F.softplus(-model.discriminate(fake)[0]).mean() + infogan.information_loss(model.discriminate(fake)[1], latent, model.config)
+        for a, b in zip(g_seen, torch.autograd.grad(loss_g, list(model.generator.parameters()))):
+            assert close(a, b)
 
 
 def test_ogan_step_gives_each_player_its_own_gradient():
@@ -1258,9 +1261,9 @@ def test_twenty_epochs_hold_in_both_precisions():
 
 FLAGS = {   # every flag of both methods at a value of its own
     "infogan": ["--noise 7", "--categorical 10 5 5", "--categorical", "--continuous 0", "--continuous 3 --code-range 2", "--code-range 0.5",
-                "--lambda-categorical 0.5", "--lambda-continuous 1", "--separate-q", "--detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
+                "--lambda-categorical 0.5", "--lambda-continuous 1", "--no-separate-q", "--no-separate-q --detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
                 "--invariance 0", "--init normal", "--average 0", "--average 0.2",
-                "--categorical 6 --continuous 1 --separate-q --code-range 3", "--categorical 4 4 --continuous 0 --detach-trunk"],
+                "--categorical 6 --continuous 1 --code-range 3", "--categorical 4 4 --continuous 0 --no-separate-q --detach-trunk"],
     "ogan": ["--latent 5", "--rho-weight 0.3", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
              "--lr-generator 0.002", "--average 0", "--average 0.2", "--no-joint-batch", "--init normal", "--optimizer rmsprop"]
             + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
@@ -1293,7 +1296,7 @@ def test_flags_shape_the_networks():
     assert model.generator[0].weight.shape == (1024, 74) and model.trunk[0].weight.shape == (64, 1, 4, 4) and model.trunk[6].weight.shape == (1024, 6272)
     assert model.q_head[0].weight.shape == (128, 1024) and model.q_head[3].weight.shape == (14, 128)
     assert infogan.InfoGAN(infogan.Config(categorical=[10, 5, 5], continuous=1)).generator[0].weight.shape[1] == 62 + 20 + 1
-    shared, separate = infogan.InfoGAN(infogan.Config()), infogan.InfoGAN(infogan.Config(separate_q=True))
+    shared, separate = infogan.InfoGAN(infogan.Config(separate_q=False)), infogan.InfoGAN(infogan.Config())
     assert count(separate) - count(shared) == count(shared.trunk)
     assert count(ogan.OGAN(ogan.Config(average=0.0, critic="network"))) - count(ogan.OGAN(ogan.Config(average=0.0))) == 32 * 64 + 64 + 65
 
@@ -1421,7 +1424,7 @@ def test_bad_flags_get_one_line():
              ("--device cpu cpu", "cpu"), ("--epochs", "--epochs"), ("--data none.pt", "no such file"), ("--resume .", "no such checkpoint"), ("--resume nowhere", "no such checkpoint"), ("--resume . --out x", "cannot change")]
     own = {"infogan": [("--categorical 1", "--categorical"), ("--categorical --continuous 0", "at least one code"), ("--code-range 0", "--code-range"),
                        ("--noise -1", "--noise"), ("--continuous 0 --code-range 2", "does nothing"), ("--categorical --lambda-categorical 2", "does nothing"),
-                       ("--separate-q --detach-trunk", "leave one out"), ("--categorical --invariance 1", "does nothing"), ("--init zeros", "normal"), ("--lambda-continuous -1", "--lambda-continuous")],
+                       ("--detach-trunk", "--no-separate-q"), ("--categorical --invariance 1", "does nothing"), ("--init zeros", "normal"), ("--lambda-continuous -1", "--lambda-continuous")],
            "ogan": [("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"), ("--latent-loss l1", "pearson"),
                     ("--truncation 0", "--truncation"), ("--latent-loss none --rho-weight 3", "does nothing"),
                     ("--average 1", "--average"), ("--rho-weight -1", "--rho-weight")]}
