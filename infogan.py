@@ -13,21 +13,20 @@ so each code comes to mean something visible: on MNIST the category is the digit
     min over G, Q  max over D   V(D, G) - lambda L_I(G, Q)                (6)
 
 Who learns L_I. Equation 6 gives it to G and Q, and says nothing of the layers Q shares with D. The authors' code puts L_I
-into D's step, so that it trains Q's head AND the shared trunk, and once more into G's step. So does this file, since a
-trunk that hears only real-or-fake need not keep what Q wants to read; --detach-trunk reads (6) to the letter (Q's head and
-G alone), and --separate-q gives Q a trunk of its own, which only L_I trains.
+into D's step, so that it trains Q's head AND the shared trunk, and once more into G's step. So does --recipe paper here;
+--detach-trunk reads (6) to the letter, L_I trains Q's head and G alone, and --separate-q gives Q a trunk of its own.
 
 Where this differs from the paper (P) or the authors' code (C):
 - G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
-- --recipe best, the default, is the same game with five changes, each with its flag, made for the sake of reliability:
+- --recipe best, the default, is the same game with six changes, each with its flag, made for the sake of reliability:
     --invariance   Q's categories of two small random warps of a real image should agree, and use all categories alike (IIC:
                    Ji et al. 2019). In the paper's game Q reads real images as it may; nothing keeps it from merging digits.
-                   Its weight of 10 also keeps the trunk from serving D alone, which else wins and leaves Q fakes like nothing.
-    --lr-discriminator 5e-4, where P has 2e-4: Q need not creep once D cannot run away.
+    --separate-q   Q has a trunk of its own, which only it trains: one that D and Q share costs the pictures.
+    --lr-discriminator 5e-4, where P has 2e-4: Q need not creep.
     --init         weights start as torch starts them; from N(0, 0.02) the first hundreds of updates are lost.
     --average      moving averages of all weights draw and read.
     --width 32     half of P's channels, for a laptop.
-  --recipe paper turns all five off.
+  --recipe paper turns all six off.
 - Q predicts mean and standard deviation (P; C fixes the deviation at 1), std = softplus(.) + 0.01.
 - lambda is 1 for categories (P and C) and 0.1 for continuous codes (P: "smaller"; C: 1).
 - H of a continuous code is that of its uniform prior, ln 2r nats (C takes a unit Gaussian's, and so overstates L_I).
