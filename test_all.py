@@ -359,7 +359,7 @@ def test_ogan_step_gives_each_player_its_own_gradient():
         for seen, grad in zip(e.seen, torch.autograd.grad(critic(a, b, distance) + tie, e_params)):
             assert close(seen, grad)
         a, b, tie = losses(fake)
-        for seen, grad in zip(g.seen, torch.autograd.grad(generator(a.detach(), b) + tie, list(model.generator.parameters()))):
+        for seen, grad in zip(g.seen, torch.autograd.grad(generator(a.detach(), b) + c.rho_generator * tie, list(model.generator.parameters()))):
             assert close(seen, grad)
 
 
@@ -810,12 +810,11 @@ def test_evaluation_leaves_training_mode_and_weights_alone():
         assert equal(before, model.state_dict()) and all(m.training for m in model.modules())
 
 
-def test_truncation_scales_the_latent():
-    model = ogan.OGAN(ogan.Config(width=2, latent=8, truncation=0.5))
-    z = torch.randn(4, 8)
-    half = model.generate(z)
-    model.config.truncation = 1.0
-    assert torch.equal(half, model.generate(z / 2)) and not torch.equal(half, model.generate(z))
+def test_truncation_scales_what_is_reconstructed():
+    model, images = ogan.OGAN(ogan.Config(width=2, latent=8, truncation=0.5)).eval(), torch.rand(4, 1, 28, 28)
+    half = model.generate(model.encode(images) / 2)
+    assert torch.equal(model.reconstruct(images), half) and not torch.equal(half, model.generate(model.encode(images)))
+    assert close(model.interpolate(images[0], images[1], 3)[[0, 2]], half[:2])
 
 
 # ---------------------------------------------------------------- runs
@@ -1264,11 +1263,11 @@ FLAGS = {   # every flag of both methods at a value of its own
                 "--lambda-categorical 0.5", "--lambda-continuous 1", "--no-separate-q", "--no-separate-q --detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
                 "--invariance 0", "--init normal", "--average 0", "--average 0.2",
                 "--categorical 6 --continuous 1 --code-range 3", "--categorical 4 4 --continuous 0 --no-separate-q --detach-trunk"],
-    "ogan": ["--latent 5", "--rho-weight 0.3", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
+    "ogan": ["--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
              "--lr-generator 0.002", "--average 0", "--average 0.2", "--no-joint-batch", "--init normal", "--optimizer rmsprop"]
             + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
                in itertools.product(ogan.GAN_LOSSES, ("avg", "network"), ("pearson", "mse"))
-               if (name, critic, loss) != ("nonsaturating", "avg", "pearson")],
+               if (name, critic, loss) != ("qp", "avg", "pearson")],
 }
 
 
