@@ -1321,7 +1321,8 @@ def test_recipe_paper_is_the_paper():
     assert (c.width, c.batch_size, c.noise, c.categorical, c.continuous, c.code_range) == (64, 128, 62, [10], 2, 1.0)
     assert (c.lr_discriminator, c.lr_generator, c.lambda_categorical, c.invariance, c.average, c.init) == (2e-4, 1e-3, 1.0, 0.0, 0.0, "normal")
     c = ogan.Config(recipe="paper")
-    assert (c.width, c.latent, c.rho_weight, c.gan_loss, c.critic, c.latent_loss) == (64, 128, 0.5, "qp", "avg", "pearson")
+    assert (c.width, c.latent, c.rho_weight, c.rho_generator, c.truncation) == (64, 128, 0.5, 1.0, 1.0)
+    assert (c.gan_loss, c.critic, c.latent_loss) == ("qp", "avg", "pearson")
     assert (c.optimizer, c.lr_encoder, c.lr_generator, c.average, c.joint_batch, c.init) == ("rmsprop", 1e-4, 1e-4, 0.0, False, "normal")
     assert infogan.Config(recipe="paper", width=8, invariance=1.0).invariance == 1.0      # what is given stands over the recipe
     with folder():
