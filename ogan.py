@@ -165,15 +165,19 @@ class OGAN(nn.Module):
         """N(E(x)) (N, latent), standardised, of images (N, C, H, W) in [0, 1] or uint8."""
         return standardise(self.read(images))
 
+    def decode(self, code):
+        """G(truncation N(code)), images (N, C, H, W) in [0, 1], of codes (N, latent), standardised or not."""
+        return self.generate(self.config.truncation * standardise(code))
+
     def reconstruct(self, images):
         """G(truncation N(E(x))), images (N, C, H, W) in [0, 1], of images in [0, 1] or uint8."""
-        return self.generate(self.config.truncation * self.encode(images))
+        return self.decode(self.read(images))
 
     def interpolate(self, a, b, steps=10):
         """Frames (steps, C, H, W) from the reconstruction of image a to that of b, each (C, H, W) in [0, 1] or uint8."""
         start, end = self.encode(torch.stack([a, b]))
         t = torch.linspace(0, 1, steps, device=start.device)[:, None]
-        return self.generate(self.config.truncation * standardise(start + t * (end - start)))
+        return self.decode(start + t * (end - start))
 
 
 # ---------------------------------------------------------------- losses and the training step
@@ -216,7 +220,7 @@ def scores(model, data, judge=None, full=False):
     latent = model.sample_latent(common.SAMPLES, torch.Generator(data.images.device).manual_seed(0))
     samples, test = model.generate(latent), data.test_images.float() / 255
     raw = model.read(data.test_images)
-    again = model.generate(model.config.truncation * standardise(raw))
+    again = model.decode(raw)
     mean_image = common.in_batches(lambda x: x.sum(0, keepdim=True), data.images).sum(0) / len(data.images)
     result = {"rho": float(pearson_correlation(latent, model.read(samples)).mean()),
               "reconstruction_error": float((again - test).square().mean() / (mean_image - test).square().mean()),
