@@ -1,0 +1,349 @@
+"""The laboratory: many seeds of infogan.py and ogan.py, one record, and what only it measures.
+
+    python results/study.py results/infogan.json [--data-root DIR]    fill in a study and summarise
+    it python results/study.py runs/infogan-1                            the measures of one run
+    folder
+
+A study file says what to run and holds what came out:
+
+    arms      name -> command line of infogan.py or ogan.py seeds     a list for all arms, or arm ->
+    list jobs      runs at a time, on a thread each; 1, the default, leaves all threads to one run
+    reach     score -> value: the training seconds until it was first seen at an epoch's end
+    (optional) history   scores of which every epoch's value is kept (optional) pictures  names of
+    pictures of each arm's first seed to keep beside the file (optional) runs      arm -> seed ->
+    the last line of metrics.jsonl and the `measures`, or `failed` and why summary   arm -> score ->
+    [n, mean, standard deviation, least, greatest] compared  arm -> score -> p of `permutation_test`
+    against the first arm
+
+It goes on where it stopped; delete a run in the file to have it made again. Flags behind the file's
+name go to every run.
+"""
+
+import concurrent.futures
+import itertools
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import common
+import infogan
+import torch
+import torch.nn.functional as F
+from common import InputError
+
+# ---------------------------------------------------------------- measures
+
+
+def measures(folder, base=Path()):
+    """What the codes of a finished InfoGAN run do, for JSON; nothing for O-GAN. The run's data
+    folder is looked for from `base`."""
+    config = json.loads(Path(folder, "config.json").read_text())
+    if config["method"] != "infogan":
+        return {}
+    model = infogan.InfoGAN.load(folder)
+    data = common.load_data(config["data"], Path(base, config["data_root"]))
+    latent = model.sample_latent(common.SAMPLES, generator=torch.Generator().manual_seed(0))
+    result = {}
+    judge = common.Judge.for_data(data)
+    if judge is not None and model.continuous:
+        doubled = latent.clone()
+        doubled[:, -model.continuous:] *= 2
+        result["frechet_doubled"] = judge.frechet_distance(model.decode(doubled), data.test_images)
+    if data.shape[0] == 1:
+        first = len(model.categorical) + 1
+        result["effect"] = {f"c{first + j}": effect(model, latent[:500], j, data.test_images)
+                            for j in range(model.continuous)}
+        result["carried"] = carried(model, latent, model.decode(latent))
+    if data.test_factors:
+        codes = model.encode(data.test_images)
+        categories = [probabilities.argmax(1) for probabilities in codes.categorical]
+        factors = {"class": data.test_labels, **data.test_factors}
+        result |= mutual_information_gap(categories + list(codes.mean.T), factors)
+    return result
+
+
+def effect(model, latent, j, test_images):
+    """What continuous code j does to slant and stroke width: latents (N, .) are decoded with it at
+    9 values over twice its range.
+
+    For each measure, [rank correlation of code and measure over one latent's 9 images, mean over
+    latents; its mean change from end to end, in standard deviations of the measure over the test
+    images; the same over the range itself].
+    """
+    sweep = torch.linspace(-2, 2, 9) * model.code_range
+    swept = latent.repeat_interleave(9, 0)
+    swept[:, j - model.continuous] = sweep.repeat(len(latent))
+    usual = measure_strokes(test_images.float() / 255)
+    result = {}
+    for name, values in measure_strokes(model.decode(swept)).items():
+        values = values.view(-1, 9)
+        correlation = rank_correlation(values, sweep.expand_as(values)).mean()
+        whole = (values[:, 8] - values[:, 0]).mean() / usual[name].std()
+        within = (values[:, 6] - values[:, 2]).mean() / usual[name].std()
+        result[name] = [float(correlation), float(whole), float(within)]
+    return result
+
+
+def carried(model, latent, samples):
+    """The fraction of the variance of slant and of stroke width over `samples` that each code of
+    their latents accounts for: the correlation ratio. A continuous code counts as ten categories,
+    tenths of its range."""
+    target = model.split_latent(latent)
+    codes = [onehot.argmax(1) for onehot in target.categorical]
+    tenths = ((target.continuous / model.code_range + 1) * 5).long().clamp(0, 9)
+    codes += tenths.T
+    strokes = measure_strokes(samples)
+    result = {}
+    for i, code in enumerate(codes, 1):
+        ratios = {name: correlation_ratio(code, values) for name, values in strokes.items()}
+        result[f"c{i}"] = ratios
+    return result
+
+
+def measure_strokes(images):
+    """Slant and stroke width of bright strokes on black, each (N,), of images (N, C, H, W) in [0,
+    1].
+
+    Slant is minus the covariance of x and y over the variance of y, as a mass distribution (y
+    points down, so a lean to the right is positive). Width, in pixels, is twice the area over the
+    perimeter, the perimeter being the total variation.
+    """
+    ink = images.mean(1)                                                        # (N, H, W)
+    mass = ink.sum((1, 2)).clamp(min=1e-6)
+    y, x = (torch.arange(side, dtype=ink.dtype, device=ink.device) for side in ink.shape[1:])
+    mean_x = (ink.sum(1) @ x) / mass
+    mean_y = (ink.sum(2) @ y) / mass
+    dx = x - mean_x[:, None]                                                    # (N, W)
+    dy = y - mean_y[:, None]                                                    # (N, H)
+    covariance = torch.einsum("nhw,nh,nw->n", ink, dy, dx)
+    variance = torch.einsum("nhw,nh->n", ink, dy**2).clamp(min=1e-6)
+    padded = F.pad(ink, (1, 1, 1, 1))
+    corner, left, above = padded[:, 1:, 1:], padded[:, 1:, :-1], padded[:, :-1, 1:]
+    edge = ((corner - left) ** 2 + (corner - above) ** 2).sqrt().sum((1, 2))
+    return {"slant": -covariance / variance, "width": 2 * mass / edge.clamp(min=1e-6)}
+
+
+def rank_correlation(a, b):
+    """Spearman's rank correlation along the last dimension, ties sharing their mean rank; 0 where
+    one side is constant."""
+    def ranks(v):
+        below = (v[..., :, None] > v[..., None, :]).float().sum(-1)
+        alike = (v[..., :, None] == v[..., None, :]).float().sum(-1)
+        rank = below + alike / 2
+        return rank - rank.mean(-1, keepdim=True)
+    a, b = ranks(a), ranks(b)
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-9)
+
+
+def correlation_ratio(groups, values):
+    """eta^2 (Pearson 1905) in [0, 1]: the fraction of the variance of values (N,) that lies between
+    groups (N,), whole numbers."""
+    centred = values.double() - values.double().mean()
+    members = groups.bincount().clamp(min=1)
+    sums = centred.new_zeros(len(members)).index_add_(0, groups, centred)
+    between = (sums**2 / members).sum()
+    return float(between / (centred**2).sum().clamp(min=1e-12))
+
+
+def mutual_information_gap(codes, factors, bins=20):
+    """MIG (Chen et al. 2018, Equation 6): for each factor the lead, in information, of the code
+    that tells most of it over the next one, as a fraction of the factor's entropy; mean, and each.
+
+    codes: a list, factors: a dict of (N,) tensors; floats are put into `bins` bins by rank.
+    """
+    def binned(v):
+        return v.argsort().argsort() * bins // len(v) if v.is_floating_point() else v
+
+    gaps = {}
+    for name, factor in factors.items():
+        factor = binned(factor)
+        found = []
+        for code in codes:
+            table = common.contingency(binned(code), factor)
+            found.append(float(common.discrete_information(table)))
+        best, second = sorted(found + [0.0], reverse=True)[:2]
+        entropy = common.discrete_information(common.contingency(factor, factor))
+        gaps[name] = (best - second) / float(entropy)
+    return {"mig": sum(gaps.values()) / len(gaps), "mig_factors": gaps}
+
+
+# ---------------------------------------------------------------- studies
+
+
+def study(path, flags=()):
+    """Fill in the study in `path` and print its summary; InputError if it is none."""
+    path = Path(path)
+    record, seeds = read_study(path)
+    arms, runs = record["arms"], record.setdefault("runs", {})
+    jobs = record.get("jobs", 1)
+    todo = []
+    for i in range(max(map(len, seeds.values()))):                # seed by seed over all arms
+        for arm in arms:
+            if i < len(seeds[arm]) and seeds[arm][i] not in runs.get(arm, {}):
+                todo.append((arm, seeds[arm][i]))
+    if jobs > 1:
+        torch.set_num_threads(1)                                  # as the runs, for the measures
+    lock = threading.Lock()
+
+    def make(arm, seed):
+        pictures = record.get("pictures", []) if seed == seeds[arm][0] else []
+        keep = [(name, path.with_name(f"{path.stem}-{arm}-{name}.png")) for name in pictures]
+        result = run(shlex.split(arms[arm]), seed, flags, jobs, record, keep)
+        if result is None:
+            return
+        with lock:
+            runs.setdefault(arm, {})[seed] = result
+            summarise(record)
+            common.write_file(path, json.dumps(record, indent=1) + "\n")
+            failed = result.get("failed", "")
+            print(f"{arm}, seed {seed}: {common.brief(result)}{failed}", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(make, *task) for task in todo]:
+            done.result()
+    for arm, scores in record.get("summary", {}).items():
+        print(arm)
+        for name, (n, mean, deviation, least, most) in scores.items():
+            print(f"    {name}: {mean:.4g} +- {deviation:.2g} (n {n}, {least:.4g} to {most:.4g})")
+
+
+def read_study(path):
+    """The record in a study file and its seeds as arm -> list of strings; InputError if it is
+    none."""
+    try:
+        record = json.loads(path.read_text())
+        arms, seeds = record["arms"], record["seeds"]
+        if isinstance(seeds, list):
+            seeds = dict.fromkeys(arms, seeds)
+        seeds = {arm: [str(seed) for seed in seeds[arm]] for arm in arms}
+        scripts = {shlex.split(command)[0] for command in arms.values()}
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no study ({error!r}); expected JSON with `arms` and "
+                         "`seeds`") from None
+    foreign = scripts - {"infogan.py", "ogan.py"}
+    if foreign or not arms:
+        raise InputError(f"{path} would run {sorted(foreign)}; expected arms that begin with "
+                         "infogan.py or ogan.py")
+    return record, seeds
+
+
+def run(command, seed, flags, jobs, record, keep):
+    """One run: its last line of metrics with what `record` asks for, `failed` and why, or None if
+    it was stopped from outside. `keep` is a list of (picture's name, path to keep it under)."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "run")
+        script, *options = command
+        command = [sys.executable, ROOT / script, *options, "--seed", seed, "--out", folder, *flags]
+        environment = dict(os.environ)
+        if jobs > 1:
+            environment["OMP_NUM_THREADS"] = "1"
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if done.returncode < 0 or done.returncode == 130:
+            return None
+        if done.returncode:
+            return {"failed": done.stderr.strip()[-300:]}
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        result = lines[-1] | measures(folder, ROOT)
+        result["seconds"] = sum(line["seconds"] for line in lines)
+        for name, value in record.get("reach", {}).items():
+            result[f"seconds_to_{name}_{value:g}"] = seconds_to(lines, name, value)
+        if "history" in record:
+            result["history"] = {name: [line[name] for line in lines] for name in record["history"]}
+        for name, path in keep:
+            if (folder / f"{name}.png").exists():
+                common.write_file(path, (folder / f"{name}.png").read_bytes())
+        return result
+
+
+def seconds_to(lines, name, value):
+    """Training seconds until an epoch ended with score `name` at `value` or more; None if never."""
+    seconds = 0.0
+    for line in lines:
+        seconds += line["seconds"]
+        if line.get(name, 0) >= value:
+            return seconds
+    return None
+
+
+def summarise(record):
+    """Bring `summary` and `compared` up to date with `runs`, in the order of `arms`."""
+    record["summary"], record["compared"] = {}, {}
+    first = None
+    for arm in record["arms"]:
+        if arm not in record["runs"]:
+            continue
+        values = {}                                               # score -> its values, one a run
+        for result in record["runs"][arm].values():
+            for name, value in flatten(result):
+                values.setdefault(name, []).append(value)
+        record["summary"][arm] = {name: summary(found) for name, found in values.items()}
+        if arm == next(iter(record["arms"])):
+            first = values
+        elif first is not None:
+            compared = {}
+            for name, found in values.items():
+                if len(found) > 1 and len(first.get(name, [])) > 1:
+                    compared[name] = permutation_test(first[name], found)
+            record["compared"][arm] = compared
+
+
+def flatten(value, name=""):
+    """(name, number) of the floats in nested dicts and lists, as ("effect.c2.slant.0", 0.97)."""
+    if type(value) is float:
+        yield name, value
+        return
+    items = []
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, part in items:
+        yield from flatten(part, f"{name}.{key}" if name else str(key))
+
+
+def summary(values):
+    """[n, mean, standard deviation, least, greatest]"""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return [len(values), statistics.fmean(values), deviation, min(values), max(values)]
+
+
+def permutation_test(a, b):
+    """p, two-sided and exact: the fraction of all ways to split the values into groups of these
+    sizes whose means differ as much or more.
+
+    The least p that 5 runs against 5 can give is 2 / 252 = 0.008; 3 against 3 give 0.1 at best.
+    """
+    total = sum(a + b)
+
+    def gap(group):
+        return abs(sum(group) / len(a) - (total - sum(group)) / len(b))
+
+    seen = gap(a) * (1 - 1e-9)
+    gaps = [gap(group) for group in itertools.combinations(a + b, len(a))]
+    return sum(g >= seen for g in gaps) / len(gaps)
+
+
+def main(argv):
+    try:
+        if not argv:
+            raise InputError("expected a study, as results/infogan.json, or a run folder")
+        if Path(argv[0]).is_dir():
+            print(json.dumps(measures(argv[0]), indent=1))
+        else:
+            study(argv[0], argv[1:])
+    except InputError as error:
+        print(f"study.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
