@@ -1354,10 +1354,6 @@ class Run:
 
     def save(self):
         """Write checkpoint.pt, from which the run goes on and `load_model` reads the model."""
-        for name, value in self.model.state_dict().items():
-            if not value.isfinite().all():
-                raise InputError(f"{name} is no longer finite after {self.epoch} epochs and "
-                                 f"{self.step} steps; {self._advice()}")
         averaged = self.average.model is not self.model
         on_cuda = self.device.type == "cuda"
         state = {
@@ -1439,8 +1435,9 @@ class Run:
         shown = time.perf_counter()
         while self.step < steps:
             if self.stopping:
-                self.seconds = time.perf_counter() - began
                 self._mean_losses()
+                self.seconds = time.perf_counter() - began
+                self._check_weights()
                 self.save()
                 raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in "
                                         f"epoch {self.epoch + 1}; {self._resume()}")
@@ -1453,6 +1450,7 @@ class Run:
                 self._show_progress(now - began, steps, size)
         means = self._mean_losses()                    # waits for the device: the clock is honest
         self.seconds = time.perf_counter() - began
+        self._check_weights()
         self.losses = means | {"seconds": self.seconds,
                                "images_per_second": steps * size / self.seconds}
 
@@ -1473,6 +1471,12 @@ class Run:
                 raise InputError(f"{name} became {loss} in epoch {self.epoch + 1}, by step "
                                  f"{self.step}; {self._advice()}")
         return means
+
+    def _check_weights(self):
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"{name} is no longer finite in epoch {self.epoch + 1}, after "
+                                 f"step {self.step}; {self._advice()}")
 
     def _show_progress(self, seconds, steps, size):
         losses = "  ".join(f"{name} {mean:.3f}" for name, mean in self._mean_losses().items())

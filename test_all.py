@@ -2,9 +2,12 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4"]
 # ///
-"""The tests of infogan.py, ogan.py and common.py: `python test_all.py [--long] [part of a name ...]`, with torch alone; pytest finds them too.
+"""The tests of infogan.py, ogan.py, common.py and results/study.py, with torch alone.
 
-Each oracle is independent of what it checks: torch.distributions, torch.corrcoef, brute force, a closed form, a second formula.
+    python test_all.py [--long] [part of a name ...]
+
+pytest finds them too. Each oracle is independent of what it checks: torch.distributions,
+torch.corrcoef, brute force, a closed form, a second formula.
 """
 
 import ast
@@ -17,6 +20,7 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -34,11 +38,11 @@ import time
 import traceback
 import unittest
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from unittest import mock
 
-import common
+import common   # before torch: it silences a warning that numpy is absent
 import infogan
 import ogan
 import torch
@@ -46,15 +50,24 @@ import torch.nn.functional as F
 from common import InputError
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE / "results"))
+
+import study
+
 METHODS = {"infogan": infogan, "ogan": ogan}
 MODELS = {"infogan": infogan.InfoGAN, "ogan": ogan.OGAN}
+LONG = "--long" in sys.argv   # more kills, more damage, twenty epochs: minutes
 
 
 # ---------------------------------------------------------------- helpers
 
+
 @contextlib.contextmanager
 def folder():
-    """An empty working folder, a torch cache of its own, few samples to score; output is kept quiet and given as (out, err)."""
+    """An empty working folder, a torch cache of its own, few samples to score.
+
+    What is printed is kept quiet and given: yields (folder, out, err).
+    """
     with tempfile.TemporaryDirectory() as name:
         before, hub, samples = os.getcwd(), torch.hub.get_dir(), common.SAMPLES
         os.chdir(name)
@@ -71,11 +84,13 @@ def folder():
 
 
 def small_data(n=160, shape=(1, 28, 28), path="small.pt", labels=True):
-    """A FILE.pt of drawn digits, reshaped to other sizes and channels where asked; returns its path."""
+    """A FILE.pt of drawn digits, of other sizes and channels where asked; returns its path."""
     images, classes, _ = common.draw_digits(n + 40)
     images = F.interpolate(images.float(), size=shape[1:]).byte().repeat(1, shape[0], 1, 1)
     content = {"images": images[:n], "test_images": images[n:]}
-    torch.save(content | ({"labels": classes[:n], "test_labels": classes[n:]} if labels else {}), path)
+    if labels:
+        content |= {"labels": classes[:n], "test_labels": classes[n:]}
+    torch.save(content, path)
     return path
 
 
@@ -83,17 +98,42 @@ def checkpoint(folder):
     return torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
 
 
+def metrics(folder):
+    """The lines of a run's metrics.jsonl; none of them may hold NaN or Infinity."""
+    def refuse(constant):
+        raise AssertionError(f"{constant} in metrics.jsonl")
+
+    lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+TINY = {"--width": 2, "--batch-size": 32, "--device": "cpu", "--data": "small.pt", "--epochs": 1,
+        "--out": "run"}
+
+
 def run(method, *flags):
-    """main() with these flags at a tiny size; returns the run's checkpoint."""
-    flags = [str(f) for f in flags]
-    for name, value in (("--width", "2"), ("--batch-size", "32"), ("--device", "cpu"), ("--data", "small.pt"), ("--epochs", "1"), ("--out", "run")):
-        flags += [name, value] if name not in flags and "--resume" not in flags else []
+    """main() with these flags, and TINY where they do not say; returns the run's checkpoint."""
+    flags = [str(flag) for flag in flags]
+    if "--resume" in flags:
+        place = flags[flags.index("--resume") + 1]
+    else:
+        for flag, value in TINY.items():
+            if flag not in flags:
+                flags += [flag, str(value)]
+        place = flags[flags.index("--out") + 1]
     METHODS[method].main(flags)
-    return checkpoint(flags[flags.index("--out" if "--out" in flags else "--resume") + 1])
+    return checkpoint(place)
+
+
+def script(method, flags, **options):
+    """The method's script in a process of its own, with these flags (one string)."""
+    options = {"capture_output": True, "text": True, "env": {**os.environ, "TORCH_HOME": "hub"},
+               **options}
+    return subprocess.run([sys.executable, HERE / f"{method}.py", *flags.split()], **options)
 
 
 def refused(function, *words):
-    """Whether the call ends with InputError, or status 2, and one line that holds every word; nothing is swallowed otherwise."""
+    """Assert that the call ends with InputError, or status 2, and one line with every word."""
     err = io.StringIO()
     try:
         with contextlib.redirect_stderr(err):
@@ -105,172 +145,23 @@ def refused(function, *words):
         message = err.getvalue().strip()
     else:
         raise AssertionError(f"accepted; expected an error with {words}")
-    assert "\n" not in message and all(word in message for word in words), message
-    return True
+    assert "\n" not in message, message
+    for word in words:
+        assert word in message, message
+
+
+UNIMPORTANT = ("seconds", "images_per_second", "resume", "out", "epochs")
 
 
 def equal(a, b):
-    """Bit-for-bit equality of nested dicts, lists and tensors, times apart."""
+    """Bit-for-bit equality of nested dicts, lists and tensors, times and folders apart."""
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k not in ("seconds", "images_per_second", "resume", "out", "epochs"))
+        if a.keys() != b.keys():
+            return False
+        return all(equal(a[key], b[key]) for key in a if key not in UNIMPORTANT)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(equal, a, b))
     return torch.equal(a, b) if torch.is_tensor(a) else a == b
-
-
-def decode_png(content):
-    """Pictures (H, W, C) and chunk names of a PNG or APNG, by zlib and the standard's layout; every CRC is checked."""
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    at, names, packed = 8, [], []
-    while at < len(content):
-        length, kind = struct.unpack(">I4s", content[at:at + 8])
-        body = content[at + 8:at + 8 + length]
-        assert struct.unpack(">I", content[at + 8 + length:at + 12 + length])[0] == zlib.crc32(kind + body)
-        if kind == b"IHDR":
-            w, h, depth, color = struct.unpack(">IIBB", body[:10])
-            assert depth == 8
-        packed += [body] if kind == b"IDAT" else [body[4:]] if kind == b"fdAT" else []
-        names.append(kind.decode())
-        at += 12 + length
-    channels = {0: 1, 2: 3}[color]
-    pictures = []
-    for data in packed:
-        rows = torch.tensor(list(zlib.decompress(data)), dtype=torch.uint8).view(h, 1 + w * channels)
-        assert not rows[:, 0].any()                # filter type 0: the rest is the pixels
-        pictures.append(rows[:, 1:].reshape(h, w, channels))
-    return pictures, names
-
-
-# ---------------------------------------------------------------- losses
-
-def test_pearson_is_corrcoef():
-    u, v = torch.randn(7, 33, dtype=torch.double), torch.randn(7, 33, dtype=torch.double) * 3 + 5
-    oracle = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(u, v)])
-    assert torch.allclose(ogan.pearson_correlation(u, v), oracle, atol=1e-12)
-
-
-def test_pearson_of_itself_is_one_and_of_a_constant_is_zero():
-    v = torch.randn(50, 64)
-    assert (ogan.pearson_correlation(v, v) - 1).abs().max() < 1e-6 and (ogan.pearson_correlation(v, -2 * v + 1) + 1).abs().max() < 1e-6
-    constant = torch.full((3, 64), 7.0, requires_grad=True)
-    rho = ogan.pearson_correlation(constant, v[:3])
-    rho.sum().backward()
-    assert torch.equal(rho, torch.zeros(3)) and constant.grad.isfinite().all()
-
-
-def test_rho_is_squared_error_without_mean_and_std():
-    u, v = torch.randn(5, 16), torch.randn(5, 16)
-    distance = ((u - u.mean(1, keepdim=True)) / u.std(1, correction=0, keepdim=True)
-                - (v - v.mean(1, keepdim=True)) / v.std(1, correction=0, keepdim=True)).square().sum(1)
-    assert torch.allclose(distance, 2 * 16 * (1 - ogan.pearson_correlation(u, v)), atol=1e-4)
-
-
-def test_gaussian_nll_is_torch_distributions():
-    c, mean, std = torch.randn(9, 2), torch.randn(9, 2), torch.rand(9, 2) + 0.1
-    assert torch.allclose(infogan.gaussian_nll(c, mean, std), -torch.distributions.Normal(mean, std).log_prob(c), atol=1e-5)
-
-
-def test_infogan_losses_are_binary_cross_entropy():
-    real, fake = torch.randn(50) * 4, torch.randn(50) * 4
-    bce = F.binary_cross_entropy_with_logits
-    assert torch.allclose(infogan.discriminator_loss(real, fake), bce(real, torch.ones(50)) + bce(fake, torch.zeros(50)))
-    assert torch.allclose(infogan.generator_loss(fake), bce(fake, torch.ones(50)))
-    assert infogan.generator_loss(torch.tensor([-1000.0])).isfinite()
-
-
-def test_information_reaches_its_ceiling_and_zero():
-    c = infogan.Config(categorical=[10, 4], continuous=1, code_range=2.0, noise=3)
-    model = infogan.InfoGAN(c)
-    latent = model.sample_latent(4000)
-    onehots, value = latent[:, 3:17], latent[:, 17:]
-    raw_std = torch.full_like(value, 0.5)
-    categorical, continuous = infogan.information(torch.cat([onehots * 100, value, raw_std], 1), latent, c)
-    assert abs(categorical[0] - math.log(10)) < 1e-4 and abs(categorical[1] - math.log(4)) < 1e-4
-    std = float(F.softplus(torch.tensor(0.5)) + 0.01)
-    entropy = torch.distributions.Uniform(-2.0, 2.0).entropy()
-    assert torch.allclose(continuous, entropy + torch.distributions.Normal(0.0, std).log_prob(torch.zeros(1)), atol=1e-5)
-    blind, _ = infogan.information(torch.cat([onehots * 0, value, raw_std], 1), latent, c)
-    assert abs(blind[0]) < 1e-5
-    total = infogan.information_loss(torch.cat([onehots * 100, value, raw_std], 1), latent, c)
-    assert torch.allclose(total, -(math.log(10) + math.log(4)) - 0.1 * continuous.sum(), atol=1e-4)
-
-
-def test_gan_losses_by_hand():
-    real, fake, distance = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0]), torch.tensor([0.5, 2.0])
-    log1pexp = lambda v: math.log(1 + math.exp(v))
-    hand = {"qp": ((0.5 + 0.25 / 2 + -5 + 25 / 8) / 2, 1.75), "wasserstein": ((0.5 - 5) / 2, 1.75),
-            "hinge": ((2 + 0.5 + 0 + 0) / 2, 1.75), "leastsquares": ((4 + 0.25 + 1 + 4) / 2, (2.25 + 16) / 2),
-            "nonsaturating": ((log1pexp(1) + log1pexp(-0.5) + log1pexp(-2) + log1pexp(-3)) / 2, (log1pexp(0.5) + log1pexp(3)) / 2),
-            "relativistic": ((log1pexp(0.5) + log1pexp(-5)) / 2, (log1pexp(-0.5) + log1pexp(5)) / 2)}
-    assert hand.keys() == ogan.GAN_LOSSES.keys()
-    for name, (critic, generator) in ogan.GAN_LOSSES.items():
-        assert abs(float(critic(real, fake, distance)) - hand[name][0]) < 1e-5, name
-        assert abs(float(generator(real, fake)) - hand[name][1]) < 1e-5, name
-
-
-def test_every_gan_loss_scores_real_low():
-    for name, (critic, generator) in ogan.GAN_LOSSES.items():
-        real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
-        critic(real, fake, torch.ones(4)).backward()
-        assert (real.grad > 0).all() and (fake.grad < 0).all(), name         # the critic lowers real scores and raises fake ones
-        fake = torch.zeros(4, requires_grad=True)
-        generator(torch.zeros(4), fake).backward()
-        assert (fake.grad > 0).all(), name                                   # the generator lowers fake scores
-
-
-def test_invariance_loss_in_loops():
-    torch.manual_seed(0)
-    c = infogan.Config(categorical=[4, 3], continuous=1, invariance=0.5)
-    read, warped = torch.randn(6, 9), torch.randn(6, 9)
-    p, q = read[:, :4].softmax(1).double(), warped[:, :4].softmax(1).double()            # the first code alone
-    joint = [[sum(float(a[i] * b[j] + a[j] * b[i]) for a, b in zip(p, q)) / 12 for j in range(4)] for i in range(4)]
-    marginal = [sum(row) for row in joint]
-    total = sum(joint[i][j] * math.log(joint[i][j] / (marginal[i] * marginal[j])) for i in range(4) for j in range(4))
-    total += 2 * float(torch.distributions.Categorical(torch.tensor(marginal)).entropy())
-    assert abs(float(infogan.invariance_loss(read, warped, c)) + 0.5 * total) < 1e-5
-    sure = torch.eye(4).repeat(5, 1) * 100                              # sure, agreed and uniform: 3 ln K at most
-    alone = infogan.Config(categorical=[4], continuous=0, invariance=1.0)
-    assert abs(float(infogan.invariance_loss(sure, sure, alone)) + 3 * math.log(4)) < 1e-4
-
-
-def test_warp_stays_within_its_bounds():
-    torch.manual_seed(0)
-    images = common.draw_digits(2000)[0].float() / 255
-    assert torch.allclose(common.warp(images, 0, 0, 0, 0), images, atol=1e-5)
-    grid = torch.arange(28.0)
-    centre = lambda x: torch.stack([(x.sum(2) @ grid) / x.sum((2, 3)), (x.sum(3) @ grid) / x.sum((2, 3))], 2).flatten(1)
-    moved = centre(common.warp(images, 0, 0, 0)) - centre(images)        # a shift alone, of up to 2 pixels in each direction
-    assert 1.9 < moved.abs().max() < 2.1 and moved.mean().abs() < 0.1
-    bar = torch.zeros(500, 1, 28, 28)
-    bar[..., 4:24, 13:15] = 1
-    slant = common.measure_strokes(common.warp(bar, rotation=0.25, scale=0, shear=0, shift=0))["slant"]
-    assert 0.22 < slant.abs().max() < 0.28                               # tan 0.25 is 0.255
-    assert not torch.allclose(common.warp(images), common.warp(images))
-
-
-def test_latent_losses():
-    z, e = torch.randn(6, 8), torch.randn(6, 8)
-    assert torch.allclose(ogan.latent_loss("pearson", z, e), -torch.stack([torch.corrcoef(torch.stack(p))[0, 1] for p in zip(z, e)]).mean(), atol=1e-5)
-    assert torch.allclose(ogan.latent_loss("mse", z, e), ((z - e) ** 2).sum() / 48) and ogan.latent_loss("none", z, e) == 0
-
-
-# ---------------------------------------------------------------- who learns what
-
-def infogan_with_gradients(which, **options):
-    """A model after one backward pass of one term; the names of parameters that were given a gradient, by their first part."""
-    torch.manual_seed(0)
-    model = infogan.InfoGAN(infogan.Config(width=2, **options))
-    latent = model.sample_latent(16)
-    logit, read = model.discriminate(model.draw(latent))
-    (infogan.information_loss(read, latent, model.config) if which == "information" else infogan.generator_loss(logit)).backward()
-    return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-
-
-def test_information_reaches_who_the_docstring_says():
-    assert infogan_with_gradients("information") == {"generator", "q_trunk", "q_head"}
-    assert infogan_with_gradients("information", separate_q=False) == {"generator", "trunk", "q_head"}
-    assert infogan_with_gradients("information", separate_q=False, detach_trunk=True) == {"generator", "trunk", "q_head"}    # through G's images
-    assert infogan_with_gradients("game") == {"generator", "trunk", "d_head"}
 
 
 def close(a, b):
@@ -278,233 +169,446 @@ def close(a, b):
     return (a - b).norm() <= 1e-4 * b.norm()
 
 
+def decode_png(content):
+    """Pictures (H, W, C) and chunk names of a PNG or APNG, by zlib and the standard's layout; every
+    CRC is checked."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    at, names, packed = 8, [], []
+    while at < len(content):
+        length, kind = struct.unpack(">I4s", content[at:at + 8])
+        body = content[at + 8:at + 8 + length]
+        checksum = content[at + 8 + length:at + 12 + length]
+        assert struct.unpack(">I", checksum)[0] == zlib.crc32(kind + body)
+        if kind == b"IHDR":
+            w, h, depth, color = struct.unpack(">IIBB", body[:10])
+            assert depth == 8
+        elif kind == b"IDAT":
+            packed.append(body)
+        elif kind == b"fdAT":
+            packed.append(body[4:])
+        names.append(kind.decode())
+        at += 12 + length
+    channels = {0: 1, 2: 3}[color]
+    pictures = []
+    for data in packed:
+        rows = torch.tensor(list(zlib.decompress(data)), dtype=torch.uint8)
+        rows = rows.view(h, 1 + w * channels)
+        assert not rows[:, 0].any()                # filter type 0: the rest is the pixels
+        pictures.append(rows[:, 1:].reshape(h, w, channels))
+    return pictures, names
+
+
+# ---------------------------------------------------------------- losses
+
+
+def correlations(u, v):
+    """Pearson's correlation of each pair of rows, by torch.corrcoef."""
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(u, v)])
+
+
+def test_pearson_is_corrcoef():
+    u = torch.randn(7, 33, dtype=torch.double)
+    v = torch.randn(7, 33, dtype=torch.double) * 3 + 5
+    assert torch.allclose(ogan.pearson_correlation(u, v), correlations(u, v), atol=1e-12)
+
+
+def test_pearson_of_itself_is_one_and_of_a_constant_is_zero():
+    v = torch.randn(50, 64)
+    assert (ogan.pearson_correlation(v, v) - 1).abs().max() < 1e-6
+    assert (ogan.pearson_correlation(v, -2 * v + 1) + 1).abs().max() < 1e-6
+    constant = torch.full((3, 64), 7.0, requires_grad=True)
+    rho = ogan.pearson_correlation(constant, v[:3])
+    rho.sum().backward()
+    assert torch.equal(rho, torch.zeros(3))
+    assert constant.grad.isfinite().all()
+
+
+def test_rho_is_squared_error_without_mean_and_std():
+    u, v = torch.randn(5, 16), torch.randn(5, 16)
+
+    def standard(x):
+        return (x - x.mean(1, keepdim=True)) / x.std(1, correction=0, keepdim=True)
+
+    distance = (standard(u) - standard(v)).square().sum(1)
+    assert torch.allclose(distance, 2 * 16 * (1 - ogan.pearson_correlation(u, v)), atol=1e-4)
+
+
+def test_latent_losses():
+    z, e = torch.randn(6, 8), torch.randn(6, 8)
+    assert torch.allclose(ogan.latent_loss("pearson", z, e), -correlations(z, e).mean(), atol=1e-5)
+    assert torch.allclose(ogan.latent_loss("mse", z, e), ((z - e) ** 2).sum() / 48)
+    assert ogan.latent_loss("none", z, e) == 0
+
+
+def test_infogan_losses_are_binary_cross_entropy():
+    real, fake = torch.randn(50) * 4, torch.randn(50) * 4
+    ones, zeros = torch.ones(50), torch.zeros(50)
+    bce = F.binary_cross_entropy_with_logits
+    both = bce(real, ones) + bce(fake, zeros)
+    assert torch.allclose(infogan.discriminator_loss(real, fake), both)
+    assert torch.allclose(infogan.generator_loss(fake), bce(fake, ones))
+    assert infogan.generator_loss(torch.tensor([-1000.0])).isfinite()
+
+
+def test_information_is_that_of_torch_distributions():
+    torch.manual_seed(0)
+    logits, categories = torch.randn(9, 4), torch.randint(4, (9,))
+    found = infogan.categorical_information(logits, F.one_hot(categories, 4).float())
+    posterior = torch.distributions.Categorical(logits=logits)
+    prior = torch.distributions.Categorical(logits=torch.zeros(4))
+    assert torch.allclose(found, posterior.log_prob(categories).mean() + prior.entropy(), atol=1e-6)
+
+    values, mean, std = torch.rand(9, 2) * 4 - 2, torch.randn(9, 2), torch.rand(9, 2) + 0.1
+    found = infogan.continuous_information(mean, std, values, code_range=2.0)
+    likelihood = torch.distributions.Normal(mean, std).log_prob(values).mean(0)
+    assert torch.allclose(found, likelihood + torch.distributions.Uniform(-2.0, 2.0).entropy())
+
+
+def test_information_reaches_its_ceiling_and_zero():
+    model = infogan.InfoGAN(noise=3, categorical=(10, 4), continuous=1, code_range=2.0)
+    latent = model.split_latent(model.sample_latent(4000))
+    std = torch.full_like(latent.continuous, 0.5)
+    sure = [onehot * 100 for onehot in latent.categorical]
+    for logits, onehot, k in zip(sure, latent.categorical, (10, 4)):
+        assert abs(infogan.categorical_information(logits, onehot) - math.log(k)) < 1e-4
+        assert abs(infogan.categorical_information(logits * 0, onehot)) < 1e-5
+    codes = infogan.Codes(sure, latent.continuous, std)
+    total = infogan.information_loss(codes, latent, 2.0, lambda_categorical=3.0)
+    exact = math.log(4.0) - math.log(0.5 * math.sqrt(2 * math.pi))
+    assert abs(float(total) + 3 * (math.log(10) + math.log(4)) + 0.1 * exact) < 1e-3
+
+
+def log1pexp(v):
+    return math.log(1 + math.exp(v))
+
+
+def test_gan_losses_by_hand():
+    real, fake, distance = (torch.tensor(v) for v in ([1.0, -2.0], [0.5, 3.0], [0.5, 2.0]))
+    critic = {
+        "qp": (0.5 + 0.25 / 2 + -5 + 25 / 8) / 2,
+        "wasserstein": (0.5 - 5) / 2,
+        "hinge": (2 + 0.5 + 0 + 0) / 2,
+        "leastsquares": (4 + 0.25 + 1 + 4) / 2,
+        "nonsaturating": (log1pexp(1) + log1pexp(-0.5) + log1pexp(-2) + log1pexp(-3)) / 2,
+        "relativistic": (log1pexp(0.5) + log1pexp(-5)) / 2}
+    generator = {
+        "qp": 1.75,
+        "wasserstein": 1.75,
+        "hinge": 1.75,
+        "leastsquares": (2.25 + 16) / 2,
+        "nonsaturating": (log1pexp(0.5) + log1pexp(3)) / 2,
+        "relativistic": (log1pexp(-0.5) + log1pexp(5)) / 2}
+    assert set(critic) == set(ogan.GAN_LOSSES)
+    for kind in ogan.GAN_LOSSES:
+        assert abs(float(ogan.critic_loss(kind, real, fake, distance)) - critic[kind]) < 1e-5, kind
+        assert abs(float(ogan.generator_loss(kind, real, fake)) - generator[kind]) < 1e-5, kind
+
+
+def test_every_gan_loss_scores_real_low():
+    for kind in ogan.GAN_LOSSES:
+        real = torch.zeros(4, requires_grad=True)
+        fake = torch.zeros(4, requires_grad=True)
+        ogan.critic_loss(kind, real, fake, torch.ones(4)).backward()
+        assert (real.grad > 0).all(), kind         # the critic lowers real scores
+        assert (fake.grad < 0).all(), kind         # and raises fake ones
+        fake = torch.zeros(4, requires_grad=True)
+        ogan.generator_loss(kind, torch.zeros(4), fake).backward()
+        assert (fake.grad > 0).all(), kind         # the generator lowers fake scores
+
+
+def test_invariance_loss_in_loops():
+    torch.manual_seed(0)
+    logits, logits_again = torch.randn(6, 4), torch.randn(6, 4)
+    p, q = logits.softmax(1).double(), logits_again.softmax(1).double()
+    joint = torch.zeros(4, 4, dtype=torch.double)
+    for i, j in itertools.product(range(4), range(4)):
+        for a, b in zip(p, q):
+            joint[i, j] += (a[i] * b[j] + a[j] * b[i]) / 12
+    marginal = joint.sum(1)
+    information = 0.0
+    for i, j in itertools.product(range(4), range(4)):
+        information += joint[i, j] * math.log(joint[i, j] / (marginal[i] * marginal[j]))
+    entropy = torch.distributions.Categorical(marginal).entropy()
+    for balance in (2.0, 0.0):
+        found = infogan.invariance_loss(logits, logits_again, balance)
+        assert abs(float(found) + float(information + balance * entropy)) < 1e-5
+    sure = torch.eye(4).repeat(5, 1) * 100         # sure, agreed and uniform: 3 ln K at most
+    assert abs(float(infogan.invariance_loss(sure, sure)) + 3 * math.log(4)) < 1e-4
+
+
+def test_warp_stays_within_its_bounds():
+    torch.manual_seed(0)
+    images = common.draw_digits(2000)[0].float() / 255
+    assert torch.allclose(common.warp(images, 0, 0, 0, 0), images, atol=1e-5)
+    grid = torch.arange(28.0)
+
+    def centre(x):
+        ink = x.sum((2, 3))
+        return torch.cat([(x.sum(2) @ grid) / ink, (x.sum(3) @ grid) / ink], 1)
+
+    moved = centre(common.warp(images, 0, 0, 0)) - centre(images)   # up to 2 pixels each way
+    assert 1.9 < moved.abs().max() < 2.1
+    assert moved.mean().abs() < 0.1
+    bar = torch.zeros(500, 1, 28, 28)
+    bar[..., 4:24, 13:15] = 1
+    turned = common.warp(bar, rotation=0.25, scale=0, shear=0, shift=0)
+    assert 0.22 < study.measure_strokes(turned)["slant"].abs().max() < 0.28     # tan 0.25 is 0.255
+    assert not torch.allclose(common.warp(images), common.warp(images))
+
+
+# ---------------------------------------------------------------- who learns what
+
+
+def learners(which, detach_trunk=False, separate_q=True):
+    """The first parts of the names of the parameters that one term's backward pass reaches."""
+    torch.manual_seed(0)
+    model = infogan.InfoGAN(width=2, separate_q=separate_q)
+    latent = model.sample_latent(16)
+    logit, codes = model(model.generator(latent), detach_trunk)
+    if which == "information":
+        infogan.information_loss(codes, model.split_latent(latent)).backward()
+    else:
+        infogan.generator_loss(logit).backward()
+    reached = set()
+    for name, weight in model.named_parameters():
+        if weight.grad is not None and weight.grad.abs().sum() > 0:
+            reached.add(name.split(".")[0])
+    return reached
+
+
+def test_information_reaches_who_the_docstring_says():
+    assert learners("information") == {"generator", "q_trunk", "q_head"}
+    assert learners("information", separate_q=False) == {"generator", "trunk", "q_head"}
+    assert learners("information", detach_trunk=True, separate_q=False) == {"q_head"}
+    assert learners("game") == {"generator", "trunk", "d_head"}
+
+
 class Recorder(torch.optim.SGD):
     """An optimiser that moves nothing and keeps what each step would have used."""
+
     def step(self):
-        self.seen = [None if p.grad is None else p.grad.clone() for group in self.param_groups for p in group["params"]]
+        self.seen = []
+        for group in self.param_groups:
+            self.seen += [p.grad.clone() for p in group["params"]]
 
 
-def infogan_step_gradients(**options):
-    torch.manual_seed(0)
-    model = infogan.InfoGAN(infogan.Config(width=2, **options)).train()
-    named = [(n, p) for n, p in model.named_parameters() if not n.startswith("generator")]
-    d, g = Recorder([p for _, p in named], 1.0), Recorder(model.generator.parameters(), 1.0)
-    real = common.draw_digits(16)[0].float() / 255
+def recorded_step(module, model, d_parameters, real, **options):
+    """The gradients that D's and G's optimisers see in one training step, and what it returns;
+    torch's random numbers are then as before the step."""
+    d, g = Recorder(d_parameters, 1.0), Recorder(model.g_parameters(), 1.0)
     torch.manual_seed(1)
-    infogan.training_step(model, d, g, real)
+    losses = module.training_step(model, d, g, real, **options)
     torch.manual_seed(1)
-    return model, real, dict(zip([n for n, _ in named], d.seen)), g.seen
+    return d.seen, g.seen, losses
 
 
 def test_infogan_step_gives_each_player_its_own_gradient():
-    for shared, detached in ((False, False), (True, False), (True, True)):
-        model, real, d_seen, g_seen = infogan_step_gradients(invariance=0.0, separate_q=not shared, detach_trunk=detached)
+    real = common.draw_digits(16)[0].float() / 255
+    ones, zeros = torch.ones(16), torch.zeros(16)
+    bce = F.binary_cross_entropy_with_logits
+    cases = [(True, False, 0.0), (False, False, 0.0), (False, True, 0.0), (True, False, 10.0),
+             (False, False, 3.0)]
+    for separate_q, detached, weight in cases:
+        torch.manual_seed(0)
+        model = infogan.InfoGAN(width=2, separate_q=separate_q).train()
+        seen, g_seen, losses = recorded_step(infogan, model, model.d_parameters(), real,
+                                             invariance=weight, detach_trunk=detached)
         latent = model.sample_latent(16)
-        fake = model.draw(latent)
-        loss_d = F.binary_cross_entropy_with_logits(model.discriminate(real)[0], torch.ones(16)) \
-            + F.binary_cross_entropy_with_logits(model.discriminate(fake.detach())[0], torch.zeros(16))
-        from_d = torch.autograd.grad(loss_d, list(model.trunk.parameters()), retain_graph=True)
-        information = infogan.information_loss(model.discriminate(fake.detach())[1], latent, model.config)
-        from_q = torch.autograd.grad(information, list(model.trunk.parameters()), allow_unused=True)
-        for (name, _), a, b in zip(model.trunk.named_parameters(), from_d, from_q):
-            assert (b is None) == (not shared or detached)        # L_I reaches D's trunk only where it is shared and not detached
-            assert close(d_seen["trunk." + name], a if b is None else a + b), name
-        logit, read = model.discriminate(fake)
-        loss_g = F.softplus(-logit).mean() + infogan.information_loss(read, latent, model.config)
-        for a, b, game in zip(g_seen, *(torch.autograd.grad(loss, list(model.generator.parameters()), retain_graph=True)
-                                        for loss in (loss_g, F.softplus(-logit).mean()))):
-            assert close(a, b) and not close(a, game)  # L_I reaches G always
-        assert all(g is not None for name, g in d_seen.items() if not name.startswith("average"))
+        target = model.split_latent(latent)
+        fake = model.generator(latent)
+        real_logit, _ = model(real)
+        fake_logit, codes = model(fake.detach())
+        game = bce(real_logit, ones) + bce(fake_logit, zeros)
+        of_q = infogan.information_loss(codes, target)
+        assert ("loss_invariance" in losses) == (weight > 0)
+        if weight:
+            warped = model.posterior(common.warp(torch.cat([real, real]))).categorical[0]
+            invariance = weight * infogan.invariance_loss(warped[:16], warped[16:])
+            assert torch.allclose(losses["loss_invariance"], invariance, atol=1e-5)
+            of_q = of_q + invariance
+        d_parameters = model.d_parameters()
+        from_game = torch.autograd.grad(game, d_parameters, retain_graph=True, allow_unused=True)
+        from_q = torch.autograd.grad(of_q, d_parameters, allow_unused=True)
+        trunk = {id(p) for p in model.trunk.parameters()}
+        for p, grad, a, b in zip(d_parameters, seen, from_game, from_q):
+            if detached and id(p) in trunk:
+                b = None                           # L_I is kept from the trunk that D and Q share
+            expected = sum(part for part in (a, b) if part is not None)
+            assert close(grad, expected)
+        assert (from_q[0] is None) == separate_q   # and reaches D's trunk where they share one
 
-
-def test_invariance_is_part_of_the_step_of_d_and_q_alone():
-    for separate in (True, False):
-        model, real, d_seen, g_seen = infogan_step_gradients(separate_q=separate)
-        latent = model.sample_latent(16)
-        fake = model.draw(latent)
-        (real_logit, _), (fake_logit, read) = model.discriminate(real), model.discriminate(fake.detach())
-        both = model.discriminate(common.warp(torch.cat([real, real])))[1]
-        loss = infogan.discriminator_loss(real_logit, fake_logit) + infogan.information_loss(read, latent, model.config) \
-            + infogan.invariance_loss(both[:16], both[16:], model.config)
-        layers = [(n, p) for n, p in model.named_parameters() if n.split(".")[0] in ("trunk", "d_head", "q_trunk", "q_head")]
-        for (name, _), grad in zip(layers, torch.autograd.grad(loss, [p for _, p in layers])):
-            assert close(d_seen[name], grad), name
-        loss_g = F.softplus(-model.discriminate(fake)[0]).mean() + infogan.information_loss(model.discriminate(fake)[1], latent, model.config)
-        for a, b in zip(g_seen, torch.autograd.grad(loss_g, list(model.generator.parameters()))):
-            assert close(a, b)
+        logit, codes = model(fake)
+        game = F.softplus(-logit).mean()
+        both = game + infogan.information_loss(codes, target)
+        g_parameters = model.g_parameters()
+        from_game = torch.autograd.grad(game, g_parameters, retain_graph=True)
+        from_both = torch.autograd.grad(both, g_parameters)
+        for grad, a, b in zip(g_seen, from_both, from_game):
+            assert close(grad, a)
+            assert not close(grad, b)              # L_I reaches G always
+        assert torch.allclose(losses["loss_g"], game)
+        assert not any(loss.requires_grad for loss in losses.values())
 
 
 def test_ogan_step_gives_each_player_its_own_gradient():
-    for options in ({}, {"critic": "network"}, {"gan_loss": "relativistic", "latent_loss": "mse"}, {"joint_batch": False}):
+    real = common.draw_digits(16)[0].float() / 255
+    for critic, options in (("avg", {}), ("network", {}), ("avg", {"joint_batch": False}),
+                            ("avg", {"gan": "relativistic", "latent": "mse", "rho_weight": 0.5})):
         torch.manual_seed(0)
-        model = ogan.OGAN(ogan.Config(width=2, latent=8, **options)).train()
-        c, real = model.config, common.draw_digits(16)[0].float() / 255
-        e_params = [p for n, p in model.named_parameters() if n.split(".")[0] in ("encoder", "critic")]
-        e, g = Recorder(e_params, 1.0), Recorder(model.generator.parameters(), 1.0)
-        torch.manual_seed(1)
-        ogan.training_step(model, e, g, real)
-        torch.manual_seed(1)
-        latent = model.sample_latent(16)
-        fake = model.generator(latent).tanh()
-
-        def losses(fake):
-            both = torch.cat([2 * real - 1, fake])
-            real_code, code = model.encoder(both).chunk(2) if c.joint_batch else map(model.encoder, both.chunk(2))
-            tie = c.rho_weight * ogan.latent_loss(c.latent_loss, latent, code)
-            return model.score(real_code), model.score(code), tie
-
-        a, b, tie = losses(fake.detach())
-        critic, generator = ogan.GAN_LOSSES[c.gan_loss]
+        model = ogan.OGAN(latent=8, width=2, critic=critic).train()
+        e_seen, g_seen, losses = recorded_step(ogan, model, model.e_parameters(), real, **options)
+        gan = options.get("gan", "qp")
+        weight = options.get("rho_weight", 2.0)
+        z = model.sample_latent(16)
+        fake = model.generator(z)
         distance = ((2 * real - 1 - fake.detach()) ** 2).mean((1, 2, 3))
-        for seen, grad in zip(e.seen, torch.autograd.grad(critic(a, b, distance) + tie, e_params)):
-            assert close(seen, grad)
-        a, b, tie = losses(fake)
-        for seen, grad in zip(g.seen, torch.autograd.grad(generator(a.detach(), b) + c.rho_generator * tie, list(model.generator.parameters()))):
-            assert close(seen, grad)
+
+        def passes(fake, z=z, model=model, options=options, weight=weight):
+            """Scores of real and fake, and the weighted latent loss."""
+            if options.get("joint_batch", True):
+                codes = model.encoder(torch.cat([2 * real - 1, fake]))
+                real_code, fake_code = codes[:16], codes[16:]
+            else:
+                real_code, fake_code = model(real), model.encoder(fake)
+            tie = weight * ogan.latent_loss(options.get("latent", "pearson"), z, fake_code)
+            return model.score(real_code), model.score(fake_code), tie
+
+        a, b, tie = passes(fake.detach())
+        expected = torch.autograd.grad(ogan.critic_loss(gan, a, b, distance) + tie,
+                                       model.e_parameters())
+        assert all(map(close, e_seen, expected))
+        assert torch.allclose(losses["loss_latent"], tie)
+        a, b, tie = passes(fake)
+        expected = torch.autograd.grad(ogan.generator_loss(gan, a.detach(), b) + 0.3 * tie,
+                                       model.g_parameters())
+        assert all(map(close, g_seen, expected))
+        assert not any(loss.requires_grad for loss in losses.values())
 
 
-def test_average_follows_the_weights_and_draws_and_reads():
-    for cls, config, key in ((ogan.OGAN, ogan.Config(width=2, latent=4, average=0.2), "generator.0.weight"),
-                             (infogan.InfoGAN, infogan.Config(width=2, average=0.2), "trunk.0.weight")):
-        model = cls(config)
-        start = model.average.state_dict()[key].clone()
-        latent, images = model.sample_latent(3), torch.rand(3, 1, 28, 28)
-        drawn, read = model.generate(latent), model.read(images)
+class Blanker(torch.optim.SGD):
+    """An optimiser whose step makes every weight 0."""
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            p.zero_()
+
+
+def test_a_step_under_autocast_uses_the_weights_that_it_has():
+    """In bfloat16 G learns from D as D's update has left it: nothing, from one whose weights are
+    0."""
+    real = common.draw_digits(16)[0].float() / 255
+    model = infogan.InfoGAN(width=4).train()
+    g = Recorder(model.g_parameters(), 1.0)
+    for cache in (True, False):
+        autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=cache)
+        for blank in (False, True):
+            optimizer = Blanker if blank else Recorder
+            d = optimizer(model.d_parameters(), 1.0)
+            saved = {name: value.clone() for name, value in model.state_dict().items()}
+            losses = infogan.training_step(model, d, g, real, autocast=autocast)
+            model.load_state_dict(saved)
+            assert all(loss.dtype == torch.float32 for loss in losses.values())
+            assert blank != any(gradient.any() for gradient in g.seen)
+
+
+def test_average_follows_the_weights():
+    for model in (ogan.OGAN(latent=4, width=2), infogan.InfoGAN(width=2)):
+        average = common.MovingAverage(model, 0.2)
+        first = next(average.model.parameters())
+        start = first.clone()
+        sampled = average.model.decode(model.sample_latent(3, generator=torch.Generator()))
         with torch.no_grad():
-            for p in model.parameters():
-                p.fill_(1.0) if p.requires_grad else None
-        assert torch.equal(drawn, model.generate(latent)) and torch.equal(read, model.read(images))
+            for weight in model.parameters():
+                weight.fill_(1.0)
+        assert torch.equal(first, start)           # a copy, not the model's own weights
         for _ in range(3):
-            common.update_average(model)
+            average.update(model)
         kept = math.prod(min(0.2, (1 + n) / (10 + n)) for n in range(1, 4))
-        assert torch.allclose(model.average.state_dict()[key], start * kept + (1 - kept), atol=1e-6)
-        assert not torch.equal(drawn, model.generate(latent)) and not torch.equal(read, model.read(images))
+        assert torch.allclose(first, start * kept + (1 - kept), atol=1e-6)
+        assert not any(weight.requires_grad for weight in average.model.parameters())
+        latent = model.sample_latent(3, generator=torch.Generator())
+        assert not torch.equal(average.model.decode(latent), sampled)
+        assert common.MovingAverage(model, 0.0).model is model
 
 
 # ---------------------------------------------------------------- scores
+
 
 def test_assignment_is_brute_force():
     torch.manual_seed(0)
     for rows, columns in itertools.product(range(1, 6), range(1, 6)):
         profit = torch.randint(0, 9, (rows, columns))
-        match = common.assignment(profit)
-        ours = sum(int(profit[r, c]) for r, c in enumerate(match.tolist()) if c >= 0)
-        used = [c for c in match.tolist() if c >= 0]
+        match = common.assignment(profit).tolist()
+        used = [column for column in match if column >= 0]
         assert len(set(used)) == len(used) == min(rows, columns)
+        ours = sum(int(profit[row, column]) for row, column in enumerate(match) if column >= 0)
         wide = profit if rows <= columns else profit.T
-        best = max(sum(int(wide[i, p]) for i, p in enumerate(perm)) for perm in itertools.permutations(range(wide.shape[1]), len(wide)))
-        assert ours == best
+        sums = []
+        for permutation in itertools.permutations(range(wide.shape[1]), len(wide)):
+            sums.append(sum(int(wide[i, j]) for i, j in enumerate(permutation)))
+        assert ours == max(sums)
 
 
 def test_clustering_scores():
     torch.manual_seed(0)
     labels = torch.randint(5, (300,))
     perfect = common.clustering_scores((labels + 2) % 5, labels)
-    assert perfect["accuracy"] == 1 and abs(perfect["nmi"] - 1) < 1e-9 and abs(perfect["ari"] - 1) < 1e-9
+    assert perfect["accuracy"] == 1
+    assert abs(perfect["nmi"] - 1) < 1e-9
+    assert abs(perfect["ari"] - 1) < 1e-9
+
     noisy = torch.where(torch.rand(300) < 0.4, torch.randint(7, (300,)), labels)
     found = common.clustering_scores(noisy, labels)
-    pairs = list(itertools.combinations(range(300), 2))
     a, b = noisy.tolist(), labels.tolist()
-    same_a, same_b = sum(a[i] == a[j] for i, j in pairs), sum(b[i] == b[j] for i, j in pairs)
-    both = sum(a[i] == a[j] and b[i] == b[j] for i, j in pairs)
-    expected = same_a * same_b / len(pairs)
-    assert abs(found["ari"] - (both - expected) / ((same_a + same_b) / 2 - expected)) < 1e-9
-    entropy = lambda *v: torch.distributions.Categorical(torch.tensor([float(sum(x == y for x in zip(*v))) for y in set(zip(*v))])).entropy()
-    information = entropy(a) + entropy(b) - entropy(a, b)
+    pairs = list(itertools.combinations(range(300), 2))
+    same_a = [a[i] == a[j] for i, j in pairs]
+    same_b = [b[i] == b[j] for i, j in pairs]
+    both = sum(x and y for x, y in zip(same_a, same_b))
+    expected = sum(same_a) * sum(same_b) / len(pairs)
+    ari = (both - expected) / ((sum(same_a) + sum(same_b)) / 2 - expected)
+    assert abs(found["ari"] - ari) < 1e-9
+
+    def entropy(values):
+        counts = torch.tensor([float(values.count(value)) for value in set(values)])
+        return torch.distributions.Categorical(counts).entropy()
+
+    together = list(zip(a, b))
+    information = entropy(a) + entropy(b) - entropy(together)
     assert abs(found["nmi"] - float(information / ((entropy(a) + entropy(b)) / 2))) < 1e-5
-    table = found["confusion"]
-    assert table[2][2] == sum(x == 2 and y == 2 for x, y in zip(a, b))
+    assert found["confusion"][2][2] == together.count((2, 2))
     one = common.clustering_scores(torch.zeros(300, dtype=torch.long), labels)
-    assert one["nmi"] < 1e-9 and one["accuracy"] == max(b.count(k) for k in range(5)) / 300
+    assert one["nmi"] < 1e-9
+    assert one["accuracy"] == max(b.count(k) for k in range(5)) / 300
 
 
 def test_frechet_distance_in_closed_form():
+    """Between a and 3 a + shift: |2 mean + shift|^2 + (1 - 3)^2 tr(S_a)."""
     torch.manual_seed(0)
     a = torch.randn(500, 6) @ torch.randn(6, 6)
     shift = torch.arange(6.0)
-    closed = float(shift.square().sum() + (1 - 3) ** 2 * torch.cov(a.double().T).trace())
-    assert abs(common.frechet_distance(a, 3 * a + shift) - closed) < 0.02 * closed       # float32 inputs carry the mean of 3a
-    a = a.double()
-    closed = float((2 * a.mean(0) + shift).square().sum() + (1 - 3) ** 2 * torch.cov(a.T).trace())
-    assert abs(common.frechet_distance(a, 3 * a + shift) - closed) < 1e-6 * closed
+    exact = a.double()
+    closed = float((2 * exact.mean(0) + shift).square().sum() + 4 * torch.cov(exact.T).trace())
+    assert abs(common.frechet_distance(exact, 3 * exact + shift) - closed) < 1e-6 * closed
+    assert abs(common.frechet_distance(a, 3 * a + shift) - closed) < 1e-4 * closed
     assert abs(common.frechet_distance(a, a)) < 1e-6
-
-
-def test_correlation_ratio_and_what_codes_carry():
-    values, groups = torch.tensor([1.0, 3.0, 4.0, 8.0]), torch.tensor([0, 0, 2, 2])
-    assert abs(common.correlation_ratio(groups, values) - (26 - 2 - 8) / 26) < 1e-6       # variance within the groups by hand: 2 and 8
-    assert common.correlation_ratio(groups, torch.ones(4)) == 0
-    c = infogan.Config(noise=2, categorical=[3], continuous=2, code_range=2.0)
-    bars = torch.zeros(600, 1, 28, 28)                                    # upright bars whose width is the category's alone
-    latent = infogan.InfoGAN(c).sample_latent(600)
-    for image, category in zip(bars, latent[:, 2:5].argmax(1)):
-        image[:, 4:24, 10:12 + 2 * int(category)] = 1
-    found = infogan.carried(latent, bars, c)
-    assert set(found) == {"c1", "c2", "c3"} and found["c1"]["width"] > 0.999 and found["c2"]["width"] < 0.05 > found["c3"]["width"]
-
-
-def test_effect_within_and_beyond_the_range():
-    class Bars:                                                           # c2 is the width of an upright bar; c1 does nothing
-        config, most = infogan.Config(noise=0, categorical=[2], continuous=2, code_range=2.0), 4.0
-
-        def generate(self, latent):
-            images = torch.zeros(len(latent), 1, 28, 28)
-            for image, code in zip(images, latent[:, 2].clamp(-self.most, self.most)):
-                image[:, 4:24, 10:18 + int(code)] = 1
-            return images
-    data = common.Data("x", None, None, common.draw_digits(200)[0], None)
-    model, latent = Bars(), torch.rand(3, 4)
-    usual = common.measure_strokes(data.test_images.float() / 255)["width"].std()
-    width = lambda w: 20 * w / (20 + w)                                   # 2 area / perimeter
-    for most in (4, 2):                                                   # a code that goes on beyond its range, and one that does not
-        model.most = most
-        correlation, change, within = infogan.effect(model, latent, 0, data)["width"]
-        assert abs(change * usual - (width(8 + most) - width(8 - most))) < 0.1 and abs(within * usual - (width(10) - width(6))) < 0.1
-        assert abs(correlation - (1 if most == 4 else 0.96)) < 0.03
-        assert infogan.effect(model, latent, 1, data)["width"][1:] == [0, 0]
-
-
-def test_rank_correlation():
-    a = torch.randn(4, 9).double()
-    b = torch.randn(4, 9).double()
-    ranks = lambda v: v.argsort(-1).argsort(-1).double()
-    textbook = 1 - 6 * (ranks(a) - ranks(b)).square().sum(-1) / (9 * (81 - 1))
-    assert torch.allclose(common.rank_correlation(a, b), textbook.float(), atol=1e-5)
-    assert abs(float(common.rank_correlation(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 3.0]))) - math.sqrt(3) / 2) < 1e-5
-    assert float(common.rank_correlation(torch.ones(9), torch.arange(9.0))) == 0
-
-
-def test_mutual_information_gap():
-    torch.manual_seed(0)
-    a, b = torch.randint(4, (4000,)), torch.randn(4000)
-    alone = common.mutual_information_gap([a, b], {"a": a, "b": b})
-    assert alone["mig"] > 0.95 and alone["mig_factors"]["a"] > 0.95
-    assert abs(common.mutual_information_gap([a, a, b], {"a": a})["mig"]) < 1e-9          # two codes that tell the same: no gap
 
 
 def test_encoding_scores():
     torch.manual_seed(0)
     centres = torch.randn(4, 8) * 5
     labels, test_labels = torch.randint(4, (400,)), torch.randint(4, (100,))
-    codes, test = centres[labels] + torch.randn(400, 8) * 3, centres[test_labels] + torch.randn(100, 8) * 3
+    codes = centres[labels] + torch.randn(400, 8) * 3
+    test = centres[test_labels] + torch.randn(100, 8) * 3
     found = common.encoding_scores(codes, labels, test, test_labels)
     votes = labels[torch.cdist(test, codes).argsort(1)[:, :5]]
-    right = sum(int(torch.bincount(v, minlength=4).argmax()) == int(y) for v, y in zip(votes, test_labels)) / 100
-    assert abs(found["knn_accuracy"] - right) < 1e-6 and found["probe_accuracy"] > 0.9
+    right = 0
+    for vote, label in zip(votes, test_labels):
+        right += int(torch.bincount(vote, minlength=4).argmax()) == int(label)
+    assert abs(found["knn_accuracy"] - right / 100) < 1e-6
+    assert found["probe_accuracy"] > 0.9
     shuffled = common.encoding_scores(codes, labels[torch.randperm(400)], test, test_labels)
     assert shuffled["probe_accuracy"] < 0.5
-
-
-def test_measured_strokes_follow_the_drawn_factors():
-    images, labels, factors = common.draw_digits(3000)
-    found = common.measure_strokes(images.float() / 255)
-    for name, factor in (("slant", "slant"), ("width", "thickness")):
-        for digit in (0, 1, 8):
-            some = (labels == digit).nonzero().flatten()[:200]
-            assert common.rank_correlation(found[name][some], factors[factor][some]) > 0.9, (name, digit)
-    bar = torch.zeros(1, 1, 28, 28)
-    bar[..., 4:24, 10:14] = 1
-    assert abs(float(common.measure_strokes(bar)["width"]) - 2 * 80 / 48) < 0.1 and abs(float(common.measure_strokes(bar)["slant"])) < 1e-6
 
 
 def test_judge_is_cached_and_leaves_the_random_state_alone():
@@ -513,166 +617,297 @@ def test_judge_is_cached_and_leaves_the_random_state_alone():
         torch.manual_seed(5)
         before = torch.get_rng_state()
         fresh = common.Judge.for_data(data)
-        assert len(list(Path("hub").rglob("judge-*.pt"))) == 1 and torch.equal(before, torch.get_rng_state())
+        assert len(list(Path("hub").rglob("judge-*.pt"))) == 1
+        assert torch.equal(before, torch.get_rng_state())
         cached = common.Judge.for_data(data)
-        assert equal(fresh.state_dict(), cached.state_dict()) and torch.equal(before, torch.get_rng_state())
+        assert equal(fresh.state_dict(), cached.state_dict())
+        assert torch.equal(before, torch.get_rng_state())
         next(Path("hub").rglob("judge-*.pt")).write_bytes(b"damaged")
         assert equal(fresh.state_dict(), common.Judge.for_data(data).state_dict())
-        torch.hub.set_dir("small.pt/under-a-file")        # a cache that cannot be written is no error
+        torch.hub.set_dir("small.pt/under-a-file")        # a cache that cannot be written: no error
         assert equal(fresh.state_dict(), common.Judge.for_data(data).state_dict())
-        assert common.Judge.for_data(common.load_data(small_data(labels=False, path="bare.pt"))) is None
+        assert common.Judge.for_data(common.load_data(small_data(labels=False))) is None
+
+
+# ---------------------------------------------------------------- what the laboratory measures
+
+
+def test_correlation_ratio_and_what_codes_carry():
+    values, groups = torch.tensor([1.0, 3.0, 4.0, 8.0]), torch.tensor([0, 0, 2, 2])
+    by_hand = (26 - 2 - 8) / 26                    # the variance within the groups is 2 and 8
+    assert abs(study.correlation_ratio(groups, values) - by_hand) < 1e-6
+    assert study.correlation_ratio(groups, torch.ones(4)) == 0
+    model = infogan.InfoGAN(noise=2, categorical=(3,), continuous=2, code_range=2.0, width=2)
+    latent = model.sample_latent(600)
+    bars = torch.zeros(600, 1, 28, 28)             # upright bars, as wide as the category says
+    for image, category in zip(bars, latent[:, 2:5].argmax(1)):
+        image[:, 4:24, 10:12 + 2 * int(category)] = 1
+    found = study.carried(model, latent, bars)
+    assert set(found) == {"c1", "c2", "c3"}
+    assert found["c1"]["width"] > 0.999
+    assert max(found["c2"]["width"], found["c3"]["width"]) < 0.05
+
+
+class Bars:
+    """A model whose c2 is the width of an upright bar, between -most and most; c3 does nothing."""
+    noise, categorical, continuous, code_range = 0, [2], 2, 2.0
+
+    def __init__(self, most):
+        self.most = most
+
+    def decode(self, latent):
+        images = torch.zeros(len(latent), 1, 28, 28)
+        for image, code in zip(images, latent[:, 2].clamp(-self.most, self.most)):
+            image[:, 4:24, 10:18 + int(code)] = 1
+        return images
+
+
+def test_effect_within_and_beyond_the_range():
+    images = common.draw_digits(200)[0]
+    usual = study.measure_strokes(images.float() / 255)["width"].std()
+
+    def width(pixels):                             # 2 area / perimeter of a bar 20 pixels high
+        return 20 * pixels / (20 + pixels)
+
+    for most in (4, 2):                            # a code that goes on beyond its range, or not
+        found = study.effect(Bars(most), torch.rand(3, 4), 0, images)["width"]
+        correlation, change, within = found
+        assert abs(change * usual - (width(8 + most) - width(8 - most))) < 0.1
+        assert abs(within * usual - (width(10) - width(6))) < 0.1
+        assert abs(correlation - (1 if most == 4 else 0.96)) < 0.03
+    assert study.effect(Bars(4), torch.rand(3, 4), 1, images)["width"][1:] == [0, 0]
+
+
+def test_rank_correlation():
+    a, b = torch.randn(4, 9).double(), torch.randn(4, 9).double()
+    gaps = a.argsort(-1).argsort(-1) - b.argsort(-1).argsort(-1)
+    textbook = 1 - 6 * gaps.double().square().sum(-1) / (9 * (81 - 1))
+    assert torch.allclose(study.rank_correlation(a, b), textbook.float(), atol=1e-5)
+    tied = study.rank_correlation(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([1.0, 2.0, 3.0]))
+    assert abs(float(tied) - math.sqrt(3) / 2) < 1e-5
+    assert float(study.rank_correlation(torch.ones(9), torch.arange(9.0))) == 0
+
+
+def test_mutual_information_gap():
+    torch.manual_seed(0)
+    a, b = torch.randint(4, (4000,)), torch.randn(4000)
+    alone = study.mutual_information_gap([a, b], {"a": a, "b": b})
+    assert alone["mig"] > 0.95
+    assert alone["mig_factors"]["a"] > 0.95
+    twice = study.mutual_information_gap([a, a, b], {"a": a})     # two codes tell the same: no gap
+    assert abs(twice["mig"]) < 1e-9
+
+
+def test_measured_strokes_follow_the_drawn_factors():
+    images, labels, factors = common.draw_digits(3000)
+    found = study.measure_strokes(images.float() / 255)
+    for name, factor in (("slant", "slant"), ("width", "thickness")):
+        for digit in (0, 1, 8):
+            some = (labels == digit).nonzero().flatten()[:200]
+            correlation = study.rank_correlation(found[name][some], factors[factor][some])
+            assert correlation > 0.9, (name, digit)
+    bar = torch.zeros(1, 1, 28, 28)
+    bar[..., 4:24, 10:14] = 1
+    found = study.measure_strokes(bar)
+    assert abs(float(found["width"]) - 2 * 80 / 48) < 0.1
+    assert abs(float(found["slant"])) < 1e-6
+
+
+def test_measures_of_a_run_folder():
+    with folder():
+        small_data()
+        run("infogan", "--continuous", 1)
+        found = study.measures("run")
+        assert set(found) == {"frechet_doubled", "effect", "carried"}
+        assert set(found["effect"]) == {"c2"} and set(found["carried"]) == {"c1", "c2"}
+        run("ogan", "--out", "other")
+        assert study.measures("other") == {}
 
 
 # ---------------------------------------------------------------- pictures
+
 
 def test_png_is_read_back():
     for channels in (1, 3):
         picture = torch.randint(0, 256, (9, 14, channels), dtype=torch.uint8)
         (back,), names = decode_png(common.png(picture.shape, common.deflate(picture)))
-        assert torch.equal(back, picture) and names == ["IHDR", "IDAT", "IEND"]
+        assert torch.equal(back, picture)
+        assert names == ["IHDR", "IDAT", "IEND"]
     frames = [torch.randint(0, 256, (5, 6, 1), dtype=torch.uint8) for _ in range(3)]
     back, names = decode_png(common.png((5, 6, 1), *map(common.deflate, frames)))
-    assert equal(back, frames) and names == ["IHDR", "acTL", "fcTL", "IDAT", "fcTL", "fdAT", "fcTL", "fdAT", "IEND"]
+    assert equal(back, frames)
+    assert names == ["IHDR", "acTL", "fcTL", "IDAT", "fcTL", "fdAT", "fcTL", "fdAT", "IEND"]
 
 
 def test_grid_places_images_row_by_row():
     images = torch.arange(5).view(5, 1, 1, 1).expand(5, 1, 4, 8) / 5
     picture = common.grid(images, 3, scale=2)
     assert picture.shape == (2 * 2 * 6, 3 * 2 * 10, 1)
-    assert [int(picture[2 + 12 * (i // 3), 2 + 20 * (i % 3), 0]) for i in range(5)] == [round(255 * i / 5) for i in range(5)]
-    assert [common.grid(torch.zeros(2, c, 4, 4), 2).shape[2] for c in (1, 2, 3, 4)] == [1, 1, 3, 3]
+    for i in range(5):
+        inside = picture[2 + 12 * (i // 3), 2 + 20 * (i % 3), 0]
+        assert int(inside) == round(255 * i / 5)
+    shown = [common.grid(torch.zeros(2, channels, 4, 4), 2).shape[2] for channels in (1, 2, 3, 4)]
+    assert shown == [1, 1, 3, 3]
+    with folder():
+        common.save_grid(images, "grid.png", 3)
+        assert torch.equal(decode_png(Path("grid.png").read_bytes())[0][0], picture)
 
 
 # ---------------------------------------------------------------- data
 
+
 def idx_content(tensor):
-    return gzip.compress(bytes([0, 0, 8, tensor.ndim]) + struct.pack(f">{tensor.ndim}I", *tensor.shape) + bytes(tensor.flatten().tolist()))
+    header = bytes([0, 0, 8, tensor.ndim]) + struct.pack(f">{tensor.ndim}I", *tensor.shape)
+    return gzip.compress(header + bytes(tensor.flatten().tolist()))
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """One faulty server, see `mirrors`; a subclass sets kind, files, requests and holding."""
+
+    def do_GET(self):
+        self.requests.append((self.kind, self.path))
+        if self.kind == "silent":
+            self.holding.wait(20)
+            return
+        content = self.files.get(self.path.rsplit("/", 1)[-1], b"<html>Please log in</html>")
+        if self.kind == "login" and not self.path.endswith("login"):
+            self.send_response(302)
+            self.send_header("Location", "/login")
+            content = b""
+        else:
+            self.send_response(404 if self.kind == "missing" else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.kind == "wrong":
+            content = bytes(len(content))
+        elif self.kind == "cut":
+            content = content[:len(content) // 2]
+        pieces = 5 if self.kind == "slow" else 1
+        with contextlib.suppress(OSError):         # the other side has gone
+            for i in range(pieces):
+                begin, end = len(content) * i // pieces, len(content) * (i + 1) // pieces
+                self.wfile.write(content[begin:end])
+                if pieces > 1:
+                    self.holding.wait(0.1)
+
+    def log_message(self, *_):
+        pass
 
 
 @contextlib.contextmanager
-def mirrors(**behaviour):
-    """Local servers, one a keyword: `good`, `slow` but whole, `wrong` bytes of the right length, `cut` short, `missing` (404),
-    `login` (a redirect to a page), `silent`, `trickle` (a byte now and then), `refused`, `unknown` (a host that has no address).
+def mirrors(*kinds):
+    """Servers on 127.0.0.1, one of each kind: `good`, `slow` but whole, `wrong` bytes of the right
+    length, `cut` short, `missing` (404), `login` (a redirect to a page), `silent`, `refused`,
+    `unknown` (a host that has no address).
 
-    Yields the four files' contents by name; common.SOURCES["mnist"] points at the servers, in the order given.
+    Yields the four files' contents by name, the URLs, and the list of requests that came;
+    common.SOURCES["mnist"] points at the servers, in the order given.
     """
     images, labels, _ = common.draw_digits(30)
     parts = [images[:20, 0], labels[:20].byte(), images[20:, 0], labels[20:].byte()]
     files = {name: idx_content(part) for name, part in zip(common.IDX_FILES, parts)}
     servers, urls, requests, holding = [], [], [], threading.Event()
-
-    def handler(kind):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                requests.append((kind, self.path))
-                content = files.get(self.path.rsplit("/", 1)[-1], b"<html>Please log in</html>")
-                if kind == "silent":
-                    holding.wait(20)
-                    return
-                redirected = kind == "login" and not self.path.endswith("login")
-                self.send_response(404 if kind == "missing" else 302 if redirected else 200)
-                if redirected:
-                    self.send_header("Location", "/login")
-                self.send_header("Content-Length", str(0 if redirected else len(content)))
-                self.end_headers()
-                content = {"wrong": bytes(len(content)), "cut": content[:len(content) // 2], "login": b"" if redirected else content}.get(kind, content)
-                pieces = {"slow": 5, "trickle": len(content)}.get(kind, 1)
-                with contextlib.suppress(OSError):                # the other side has gone
-                    for part in range(pieces):
-                        self.wfile.write(content[len(content) * part // pieces:len(content) * (part + 1) // pieces])
-                        if pieces > 1:
-                            holding.wait(0.1)
-
-            def log_message(self, *_):
-                pass
-        return Handler
-
-    for kind in behaviour:
-        if kind == "refused":
-            with socket.socket() as s:
-                s.bind(("127.0.0.1", 0))
-                urls.append(f"http://127.0.0.1:{s.getsockname()[1]}/")
-            continue
+    for kind in kinds:
         if kind == "unknown":
             urls.append("http://no-such-host.invalid/")
             continue
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(kind))
+        if kind == "refused":                      # a port that was free a moment ago
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                urls.append(f"http://127.0.0.1:{free.getsockname()[1]}/")
+            continue
+        shared = {"kind": kind, "files": files, "requests": requests, "holding": holding}
+        handler = type(kind, (Mirror,), shared)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         urls.append(f"http://127.0.0.1:{server.server_port}/")
-    old, timeout = common.SOURCES["mnist"], common.MIRROR_TIMEOUT
-    common.SOURCES["mnist"] = (urls, old[1], [hashlib.sha256(files[n]).hexdigest() for n in common.IDX_FILES])
-    common.MIRROR_TIMEOUT = 1.0
+    checksums = [hashlib.sha256(files[name]).hexdigest() for name in common.IDX_FILES]
+    source = common.Source(urls, common.SOURCES["mnist"].folder, checksums)
     try:
-        yield files, urls, requests
+        with mock.patch.dict(common.SOURCES, mnist=source), \
+                mock.patch.object(common, "MIRROR_TIMEOUT", 1.0):
+            yield files, urls, requests
     finally:
-        common.SOURCES["mnist"], common.MIRROR_TIMEOUT = old, timeout
         holding.set()
         for server in servers:
             server.shutdown()
             server.server_close()
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def test_download_goes_past_every_fault():
-    with folder(), mirrors(refused=1, unknown=1, missing=1, login=1, wrong=1, cut=1, silent=1, slow=1) as (files, _, requests):
+    faults = ("missing", "login", "wrong", "cut", "silent")
+    with folder(), mirrors("refused", "unknown", *faults, "slow") as (files, _, requests):
         began = time.monotonic()
         data = common.load_data("mnist", "here")
-        assert time.monotonic() - began < 20 and data.name == "mnist"
-        assert {kind for kind, _ in requests} == {"missing", "login", "wrong", "cut", "silent", "slow"}
-        assert {p.name: p.read_bytes() for p in Path("here/mnist").iterdir()} == files        # whole files, nothing else left
+        assert time.monotonic() - began < 20
+        assert data.name == "mnist"
+        assert {kind for kind, _ in requests} == {*faults, "slow"}
+        assert contents("here/mnist") == files     # whole files, nothing else left
         images, labels, _ = common.draw_digits(30)
-        assert torch.equal(data.images, images[:20]) and torch.equal(data.test_labels, labels[20:])
+        assert torch.equal(data.images, images[:20])
+        assert torch.equal(data.test_labels, labels[20:])
+        assert socket.getdefaulttimeout() is None
+
         count = len(requests)
         common.load_data("mnist", "here")
-        assert len(requests) == count                                                          # the second time nothing is fetched
+        assert len(requests) == count              # the second time nothing is fetched
         Path("here/mnist", common.IDX_FILES[0]).write_bytes(b"damaged")
-        assert torch.equal(common.load_data("mnist", "here").images, images[:20]) and len(requests) > count
+        assert torch.equal(common.load_data("mnist", "here").images, images[:20])
+        assert len(requests) > count
 
 
 def test_download_that_fails_names_every_url_and_the_remedy():
-    with folder(), mirrors(refused=1, wrong=1) as (files, urls, _):
-        assert refused(lambda: common.load_data("mnist", "here"), *urls, "by hand", "here/mnist", "--data digits")
+    with folder(), mirrors("refused", "wrong") as (_, urls, _):
+        refused(lambda: common.load_data("mnist", "here"), *urls, "by hand", "here/mnist",
+                "--data digits")
         assert not list(Path("here/mnist").iterdir())
 
 
-def test_a_trickle_is_given_up():
-    with folder(), mirrors(trickle=1, good=1) as (files, urls, _):
-        name, began = common.IDX_FILES[0], time.monotonic()
-        path = common.download(name, urls, common.SOURCES["mnist"][2][0], Path("here"))
-        assert path.read_bytes() == files[name] and common.MIRROR_TIMEOUT <= time.monotonic() - began < 10
-        assert [p.name for p in Path("here").iterdir()] == [name]
-
-
 def test_two_downloads_into_one_folder():
-    with folder(), mirrors(slow=1) as (files, _, requests):
+    with folder(), mirrors("slow") as (files, _, requests):
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            both = list(pool.map(lambda _: common.load_data("mnist", "here"), range(2)))
-        assert len(requests) > 4 and torch.equal(both[0].images, both[1].images)                  # they did overlap
-        assert {p.name: p.read_bytes() for p in Path("here/mnist").iterdir()} == files
+            one, two = pool.map(common.load_data, ["mnist", "mnist"], ["here", "here"])
+        assert len(requests) > 4                   # they did overlap
+        assert torch.equal(one.images, two.images)
+        assert contents("here/mnist") == files
 
 
 def test_proxies_are_honoured():
-    with folder(), mirrors(good=1) as (files, urls, requests):
-        name, code = common.IDX_FILES[3], "import common, sys; common.fetch('http://no-such-host.invalid/data/' + sys.argv[1], common.Path('got'))"
-        environment = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"} | {"http_proxy": urls[0], "PYTHONPATH": str(HERE)}
-        done = subprocess.run([sys.executable, "-c", code, name], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0 and Path("got").read_bytes() == files[name], done.stderr
+    code = ("import common, sys\n"
+            "common.fetch('http://no-such-host.invalid/data/' + sys.argv[1], common.Path('got'))")
+    with folder(), mirrors("good") as (files, urls, requests):
+        name = common.IDX_FILES[3]
+        environment = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"}
+        environment |= {"http_proxy": urls[0], "PYTHONPATH": str(HERE)}
+        done = subprocess.run([sys.executable, "-c", code, name], env=environment,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert Path("got").read_bytes() == files[name]
         assert requests == [("good", f"http://no-such-host.invalid/data/{name}")]
 
 
 def test_auto_falls_back_loudly_and_mnist_never():
-    with folder() as (_, _, err), mirrors(refused=1):
+    few = common.draw_digits(70)
+    with folder() as (_, _, err), mirrors("refused"), \
+            mock.patch.object(common, "draw_digits", lambda n: few):
         data = common.load_data("auto", "here")
-        assert data.name == "digits" and "DRAWN DIGITS" in err.getvalue() and len(data.images) == 60_000
-        assert refused(lambda: infogan.main(["--data", "mnist", "--data-root", "here", "--epochs", "0", "--out", "run"]), "could not get")
+        assert data.name == "digits"
+        assert "DRAWN DIGITS" in err.getvalue()
+        flags = ["--data", "mnist", "--data-root", "here", "--epochs", "0", "--out", "run"]
+        refused(lambda: infogan.main(flags), "could not get")
         assert not Path("run").exists()
-    with folder(), mirrors(good=1):
+    with folder(), mirrors("good"):
         assert common.load_data("auto", "here").name == "mnist"
 
 
 def test_files_are_found_where_they_lie():
     for place in (".", "mnist", "MNIST/raw"):
-        with folder(), mirrors(refused=1) as (files, _, _):
+        with folder(), mirrors("refused") as (files, _, _):
             Path("root", place).mkdir(parents=True)
             for name, content in files.items():
                 Path("root", place, name).write_bytes(content)
@@ -680,170 +915,425 @@ def test_files_are_found_where_they_lie():
 
 
 def test_sources_are_the_published_ones():
-    for name, (urls, _, checksums) in common.SOURCES.items():
-        assert len(checksums) == 4 and all(re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", c) for c in checksums)
-        assert all(u.startswith("http") and u.endswith("/") for u in urls)
+    for source in common.SOURCES.values():
+        assert len(source.checksums) == 4
+        for checksum in source.checksums:
+            assert re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum)
+        for url in source.mirrors:
+            assert url.startswith("http") and url.endswith("/")
     if not list((HERE / "data").rglob(common.IDX_FILES[0])):
         raise unittest.SkipTest("the genuine MNIST files are not in data/")
     data = common.load_data("mnist", HERE / "data")
-    assert data.images.shape == (60_000, 1, 28, 28) and data.test_images.shape == (10_000, 1, 28, 28)
-    assert data.labels[:5].tolist() == [5, 0, 4, 1, 9] and int(data.images.long().sum()) == 1_567_298_545
+    assert data.images.shape == (60_000, 1, 28, 28)
+    assert data.test_images.shape == (10_000, 1, 28, 28)
+    assert data.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert int(data.images.long().sum()) == 1_567_298_545
 
 
 def test_digits_are_reproducible_and_readable():
     images, labels, factors = common.draw_digits(3000)
-    again = common.draw_digits(3000)
-    assert torch.equal(images, again[0]) and images.dtype == torch.uint8 and images.shape == (3000, 1, 28, 28)
-    assert torch.bincount(labels).min() > 200 and all(v.shape == (3000,) and v.std() > 0 for v in factors.values())
+    assert torch.equal(images, common.draw_digits(3000)[0])
+    assert not torch.equal(images[:100], common.draw_digits(100, seed=1)[0])
+    assert images.dtype == torch.uint8
+    assert images.shape == (3000, 1, 28, 28)
+    assert torch.bincount(labels).min() > 200
+    assert all(v.shape == (3000,) and v.std() > 0 for v in factors.values())
     flat = images.flatten(1).float() / 255
     partial = ((flat > 0) & (flat < 1)).float().mean()
-    assert 0.02 < partial < 0.3 and 0.05 < flat.mean() < 0.3                                 # edges are anti-aliased, ink is sparse
-    assert images[:, :, 0].float().mean() < 12 and images[:, :, :, 0].float().mean() < 12    # and stays inside the frame
+    assert 0.02 < partial < 0.3                    # edges are anti-aliased
+    assert 0.05 < flat.mean() < 0.3                # ink is sparse
+    for border in (images[:, :, 0], images[:, :, :, 0]):
+        assert border.float().mean() < 12          # and stays inside the frame
     found = common.encoding_scores(flat[:2500], labels[:2500], flat[2500:], labels[2500:])
     assert found["knn_accuracy"] > 0.9, found
-    assert not torch.equal(common.draw_digits(100, seed=1)[0], images[:100])
 
 
 def test_own_images():
+    image = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    whole = torch.arange(4)
+    bad = [
+        ([1], "expected a dict"),
+        ({"images": image.float()}, "uint8", "round().byte()"),
+        ({"images": image[:, 0]}, "(N, C, H, W)"),
+        ({"images": image[:0]}, "images"),
+        ({"images": [[0]]}, "list"),
+        ({"images": image[:1]}, "one image in `images`"),
+        ({"images": image, "test_images": image[:1]}, "one image in `test_images`"),
+        ({"images": image, "test_images": image[..., :4]}, "test_images"),
+        ({"images": torch.zeros(4, 1, 8, 9, dtype=torch.uint8)}, "8x9", "multiples of 4"),
+        ({"images": image, "labels": torch.arange(3)}, "labels", "4 images"),
+        ({"images": image, "labels": whole - 1}, "0 to 999"),
+        ({"images": image, "labels": whole * 999}, "0 to 999"),
+        ({"images": image, "labels": whole / 2}, "whole numbers"),
+        ({"images": image, "labels": whole, "test_images": image}, "or neither"),
+        ({"images": image, "code": print}, "nothing else"),
+    ]
     with folder():
         data = common.load_data(small_data(100, (3, 20, 32)))
-        assert data.shape == (3, 20, 32) and len(data.images) == 100 and len(data.test_images) == 40
-        torch.save({"images": torch.zeros(50, 1, 8, 8, dtype=torch.uint8), "labels": torch.arange(50)}, "plain.pt")
+        assert data.shape == (3, 20, 32)
+        assert (len(data.images), len(data.test_images)) == (100, 40)
+        images = torch.zeros(50, 1, 8, 8, dtype=torch.uint8)
+        torch.save({"images": images, "labels": torch.arange(50)}, "plain.pt")
         data = common.load_data("plain.pt")
-        assert len(data.images) == 45 and data.test_labels.tolist() == [9, 19, 29, 39, 49]   # every tenth is held out
-        image = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-        for content, words in (({"images": image.float()}, ["uint8"]), ({"images": image[:, 0]}, ["(N, C, H, W)"]), ([1], ["expected a dict"]),
-                               ({"images": torch.zeros(4, 1, 8, 9, dtype=torch.uint8)}, ["8x9", "multiples of 4"]),
-                               ({"images": image, "labels": torch.arange(3)}, ["labels", "4 images"]),
-                               ({"images": image, "test_images": image[..., :4]}, ["test_images"]), ({"images": image[:0]}, ["images"]),
-                               ({"images": image[:1]}, ["one image in `images`"]), ({"images": image, "test_images": image[:1]}, ["one image in `test_images`"]),
-                               ({"images": image / 0}, ["float32", "round().byte()"]), ({"images": image, "labels": torch.arange(4) - 1}, ["0 to 999"]),
-                               ({"images": image, "labels": torch.arange(4) / 2}, ["whole numbers"]), ({"images": image, "labels": torch.arange(4) * 999}, ["0 to 999"]),
-                               ({"images": image, "labels": torch.arange(4), "test_images": image}, ["or neither"]),
-                               ({"images": image, "code": print}, ["nothing else"])):
+        assert len(data.images) == 45
+        assert data.test_labels.tolist() == [9, 19, 29, 39, 49]   # every tenth is held out
+        for content, *words in bad:
             torch.save(content, "bad.pt")
-            assert refused(lambda: common.load_data("bad.pt"), "bad.pt", *words)
+            refused(lambda: common.load_data("bad.pt"), "bad.pt", *words)
         Path("bad.pt").write_text("not torch")
-        assert refused(lambda: common.load_data("bad.pt"), "bad.pt", "cannot be read")
         Path("folder.pt").mkdir()
-        assert refused(lambda: common.load_data("folder.pt"), "cannot be read")
-        assert refused(lambda: common.load_data("none.pt"), "no such file") and refused(lambda: common.load_data("cifar"), "unknown")
+        for name, word in (("bad.pt", "cannot be read"), ("folder.pt", "cannot be read"),
+                           ("none.pt", "no such file"), ("cifar", "unknown")):
+            refused(lambda name=name: common.load_data(name), name, word)
+
+
+def noise(n, *shape):
+    return torch.randint(0, 256, (n, *shape), dtype=torch.uint8)
 
 
 def test_strange_data_train_and_leave_no_nan():
-    noise = lambda n, *shape: torch.randint(0, 256, (n, *shape), dtype=torch.uint8)
-    cases = {"all alike": (torch.full((60, 1, 8, 8), 7, dtype=torch.uint8), torch.arange(60) % 3), "two images": (noise(2, 1, 8, 8), None),
-             "fewer than a batch": (noise(11, 1, 8, 8), torch.arange(11)), "one class": (noise(60, 1, 8, 8), torch.zeros(60, dtype=torch.long)),
-             "large and coloured": (noise(40, 3, 64, 64), torch.arange(40) % 2), "many classes": (noise(60, 1, 4, 4), torch.arange(60) * 16),
-             "labels of bytes, strided images": (noise(60, 8, 4, 1).permute(0, 3, 1, 2), (torch.arange(60) % 5).byte())}
+    cases = {
+        "all alike": (torch.full((60, 1, 8, 8), 7, dtype=torch.uint8), torch.arange(60) % 3),
+        "two images": (noise(2, 1, 8, 8), None),
+        "fewer than a batch": (noise(11, 1, 8, 8), torch.arange(11)),
+        "one class": (noise(60, 1, 8, 8), torch.zeros(60, dtype=torch.long)),
+        "large and coloured": (noise(40, 3, 64, 64), torch.arange(40) % 2),
+        "many classes": (noise(60, 1, 4, 4), torch.arange(60) * 16),
+        "labels of bytes, strided images": (noise(60, 8, 4, 1).permute(0, 3, 1, 2),
+                                            (torch.arange(60) % 5).byte()),
+    }
     for (images, labels), method in itertools.product(cases.values(), METHODS):
         with folder():
-            torch.save({"images": images} | ({} if labels is None else {"labels": labels}), "small.pt")
+            content = {"images": images}
+            if labels is not None:
+                content["labels"] = labels
+            torch.save(content, "small.pt")
             run(method)
-            assert json.loads(Path("run/metrics.jsonl").read_text(), parse_constant=lambda name: 1 / 0)["epoch"] == 1      # no NaN, no Infinity
-            assert all(value.isfinite().all() for value in MODELS[method].load("run").sample(3))
+            assert metrics("run")[-1]["epoch"] == 1
+            assert MODELS[method].load("run").sample(3).isfinite().all()
 
 
 # ---------------------------------------------------------------- models
 
+
 def test_infogan_shapes():
-    for shape, (n, categorical, continuous) in itertools.product([(1, 28, 28), (3, 32, 20)], [(1, [10], 2), (7, [10, 5, 5], 0), (7, [], 3)]):
-        c = infogan.Config(width=4, categorical=categorical, continuous=continuous)
-        model = infogan.InfoGAN(c, shape).eval()
-        images = model.sample(n)
-        assert images.shape == (n, *shape) and 0 <= images.min() <= images.max() <= 1
-        codes = model.encode(images)
-        assert [p.shape for p in codes.categorical] == [(n, k) for k in categorical] and codes.mean.shape == codes.std.shape == (n, continuous)
-        assert all(torch.allclose(p.sum(1), torch.ones(n)) for p in codes.categorical) and (codes.std > 0).all()
-        assert torch.equal(model.encode((images * 255).round().byte()).mean, model.encode((images * 255).round() / 255).mean)
+    for shape in ((1, 28, 28), (3, 32, 20)):
+        for n, categorical, continuous in ((1, [10], 2), (7, [10, 5, 5], 0), (7, [], 3)):
+            model = infogan.InfoGAN(shape, 62, categorical, continuous, width=4).eval()
+            images = model.sample(n)
+            assert images.shape == (n, *shape)
+            assert 0 <= images.min() <= images.max() <= 1
+            codes = model.encode(images)
+            assert [part.shape for part in codes.categorical] == [(n, k) for k in categorical]
+            assert codes.mean.shape == codes.std.shape == (n, continuous)
+            assert (codes.std > 0).all()
+            for probabilities in codes.categorical:
+                assert torch.allclose(probabilities.sum(1), torch.ones(n))
+            levels = (images * 255).round()
+            assert torch.equal(model.encode(levels.byte()).mean, model.encode(levels / 255).mean)
 
 
 def test_infogan_latents_hold_what_is_asked():
-    model = infogan.InfoGAN(infogan.Config(width=2, noise=5, categorical=[10, 4], continuous=2, code_range=0.5))
-    noise, first, second, values = model.sample_latent(2000).split([5, 10, 4, 2], 1)
-    assert noise.min() < -0.95 and noise.max() > 0.95 and 0.49 < values.abs().max() <= 0.5
-    assert first.sum(1).eq(1).all() and first.mean(0).min() > 0.07 and second.mean(0).min() > 0.2
-    latent = model.sample_latent(3, categorical=7, continuous=[1.5, -1.0])
-    assert latent[:, 5:15].argmax(1).tolist() == [7, 7, 7] and torch.equal(latent[:, 19:], torch.tensor([[1.5, -1.0]] * 3))
-    assert model.sample_latent(3, categorical=[1, 2, 3])[:, 5:15].argmax(1).tolist() == [1, 2, 3]
-    assert model.sample_latent(2, categorical=[[1, 0], [2, 3]])[:, 15:19].argmax(1).tolist() == [0, 3]
+    model = infogan.InfoGAN(noise=5, categorical=(10, 4), continuous=2, code_range=0.5, width=2)
+    latent = model.split_latent(model.sample_latent(2000))
+    first, second = latent.categorical
+    assert latent.noise.min() < -0.95 and latent.noise.max() > 0.95
+    assert 0.49 < latent.continuous.abs().max() <= 0.5
+    assert first.sum(1).eq(1).all()
+    assert first.mean(0).min() > 0.07
+    assert second.mean(0).min() > 0.2
+
+    def categories(n, given):
+        latent = model.split_latent(model.sample_latent(n, categorical=given))
+        return [onehot.argmax(1).tolist() for onehot in latent.categorical]
+
+    assert categories(3, 7)[0] == [7, 7, 7]
+    assert categories(3, [1, 2, 3])[0] == [1, 2, 3]
+    assert categories(2, [[1, 0], [2, 3]]) == [[1, 2], [0, 3]]
+    fixed = model.split_latent(model.sample_latent(3, continuous=[1.5, -1.0]))
+    assert torch.equal(fixed.continuous, torch.tensor([[1.5, -1.0]] * 3))
     for bad in (10, -1, [1, 2], 1.5, [[1, 4]] * 3, [[1, 2, 3]] * 3):
-        assert refused(lambda: model.sample_latent(3, categorical=bad), "categor")
-    assert refused(lambda: model.sample_latent(3, continuous=[1, 2, 3]), "continuous")
-    one, two = (model.sample_latent(4, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+        refused(lambda bad=bad: model.sample_latent(3, categorical=bad), "categor")
+    refused(lambda: model.sample_latent(3, continuous=[1, 2, 3]), "continuous")
+    one = model.sample_latent(4, generator=torch.Generator().manual_seed(3))
+    two = model.sample_latent(4, generator=torch.Generator().manual_seed(3))
     assert torch.equal(one, two)
 
 
 def test_ogan_shapes_and_interpolation():
     for n, shape in itertools.product((1, 7), ((1, 28, 28), (3, 32, 20))):
-        model = ogan.OGAN(ogan.Config(width=4, latent=12, average=0.0), shape)
-        model.encoder[1].weight.data.mul_(1e4)         # an untrained encoder's codes are all but constant
+        model = ogan.OGAN(shape, latent=12, width=4)
+        model.encoder[1].weight.data.mul_(1e4)     # untrained, its codes are all but constant
         images = model.sample(n)
-        assert model.training and images.shape == (n, *shape) and 0 <= images.min() <= images.max() <= 1
+        assert images.shape == (n, *shape)
+        assert 0 <= images.min() <= images.max() <= 1
         code = model.encode(images)
-        assert code.shape == (n, 12) and code.mean(1).abs().max() < 1e-5 and (code.std(1, correction=0) - 1).abs().max() < 1e-4
+        assert code.shape == (n, 12)
+        assert code.mean(1).abs().max() < 1e-5
+        assert (code.std(1, correction=0) - 1).abs().max() < 1e-4
         assert model.reconstruct(images).shape == images.shape
     a, b = torch.rand(3, 32, 20), torch.rand(3, 32, 20)
     frames = model.interpolate(a, b, 5)
     assert frames.shape == (5, 3, 32, 20)
-    assert torch.allclose(frames[[0, -1]], model.reconstruct(torch.stack([a, b])), atol=1e-5)
-
-
-def test_images_to_read_are_checked():
-    for model in (infogan.InfoGAN(infogan.Config(width=2), [1, 8, 12]), ogan.OGAN(ogan.Config(width=2, latent=8), [1, 8, 12])):
-        for good in (torch.zeros(2, 1, 8, 12), torch.ones(1, 1, 8, 12), torch.full((3, 1, 8, 12), 255).byte()):
-            assert len(model.read(good)) == len(good)
-        for bad, why in ((torch.zeros(8, 12), "(8, 12)"), (torch.zeros(2, 1, 12, 8), "(2, 1, 12, 8)"), (torch.zeros(2, 3, 8, 12), "(2, 3, 8, 12)"),
-                         (torch.zeros(2, 1, 8, 12).long(), "int64"), ([[0.0]], "list")):
-            assert refused(lambda: model.encode(bad), why, "(N, 1, 8, 12)")
-        for bad, why in ((torch.full((1, 1, 8, 12), 255.0), "255"), (-torch.ones(1, 1, 8, 12), "-1")):
-            assert refused(lambda: model.encode(bad), why, "[0, 1]")
-
-
-def test_evaluation_leaves_training_mode_and_weights_alone():
-    for cls, config in ((infogan.InfoGAN, infogan.Config(width=2)), (ogan.OGAN, ogan.Config(width=2, latent=8))):
-        model = cls(config).train()
-        before = {k: v.clone() for k, v in model.state_dict().items()}
-        images = model.sample(5)
-        one = model.encode(images)
-        assert equal(list(one), list(model.encode(images))) and not images.requires_grad
-        assert equal(before, model.state_dict()) and all(m.training for m in model.modules())
+    ends = model.reconstruct(torch.stack([a, b]))
+    assert torch.allclose(frames[[0, -1]], ends, atol=1e-5)
 
 
 def test_truncation_scales_what_is_reconstructed():
-    model, images = ogan.OGAN(ogan.Config(width=2, latent=8, truncation=0.5)).eval(), torch.rand(4, 1, 28, 28)
-    half = model.generate(model.encode(images) / 2)
-    assert torch.equal(model.reconstruct(images), half) and not torch.equal(half, model.generate(model.encode(images)))
+    model = ogan.OGAN(latent=8, width=2, truncation=0.5).eval()
+    images = torch.rand(4, 1, 28, 28)
+    half = model.decode(model.encode(images) / 2)
+    assert torch.equal(model.reconstruct(images), half)
+    assert not torch.equal(half, model.decode(model.encode(images)))
     assert close(model.interpolate(images[0], images[1], 3)[[0, 2]], half[:2])
+
+
+def small_models(shape=(1, 28, 28)):
+    return [infogan.InfoGAN(shape, width=2), infogan.InfoGAN(shape, width=2, separate_q=False),
+            ogan.OGAN(shape, latent=8, width=2, critic="network")]
+
+
+def test_sizes_are_checked():
+    for shape in ((1, 30, 30), (1, 28, 30), (0, 28, 28), (1, 0, 28)):
+        for cls in MODELS.values():
+            refused(lambda cls=cls, shape=shape: cls(shape), "multiples of 4")
+    refused(lambda: infogan.InfoGAN(categorical=(), continuous=0), "InfoGAN needs one")
+    for model in small_models():
+        # a convolution would take 30x30, and D would see it beside the generator's 28x28
+        refused(lambda model=model: model(torch.rand(2, 1, 30, 30)), "(2, 1, 30, 30)")
+        optimizers = [torch.optim.SGD(model.parameters(), 1.0)] * 2
+        step = sys.modules[type(model).__module__].training_step
+        refused(lambda model=model, step=step, optimizers=optimizers:
+                step(model, *optimizers, torch.rand(2, 1, 30, 30)), "(2, 1, 30, 30)")
+
+
+def test_images_to_encode_are_checked():
+    for model in small_models((1, 8, 12)):
+        good = [torch.zeros(2, 1, 8, 12), torch.ones(1, 1, 8, 12), torch.zeros(0, 1, 8, 12),
+                torch.full((3, 1, 8, 12), 255).byte()]
+        for images in good:
+            encoded = model.encode(images)
+            codes = encoded.mean if isinstance(model, infogan.InfoGAN) else encoded
+            assert len(codes) == len(images)
+        zeros = torch.zeros(2, 1, 8, 12)
+        for bad, why in ((zeros[0, 0], "(8, 12)"), (zeros.mT, "(2, 1, 12, 8)"),
+                         (zeros.repeat(1, 3, 1, 1), "(2, 3, 8, 12)"), (zeros.long(), "int64"),
+                         ([[0.0]], "list")):
+            refused(lambda bad=bad, model=model: model.encode(bad), why, "(N, 1, 8, 12)")
+        for bad, why in ((zeros + 255, "255"), (zeros - 1, "-1"), (zeros / 0, "nan")):
+            refused(lambda bad=bad, model=model: model.encode(bad), why, "[0, 1]")
+
+
+def codes_of(model, images):
+    """All that `encode` says of the images, as one tensor."""
+    encoded = model.encode(images)
+    if isinstance(model, infogan.InfoGAN):
+        return torch.cat([*encoded.categorical, encoded.mean, encoded.std], 1)
+    return encoded
+
+
+def test_images_a_rounding_error_outside_the_range_are_clamped():
+    large = common.draw_digits(20)[0].float() / 255
+    resized = F.interpolate(large, size=(20, 20), mode="bilinear", antialias=True)
+    edges = torch.rand(2, 1, 20, 20)
+    edges[0, 0, 0, 0], edges[0, 0, 0, 1] = -1e-6, 1 + 1e-6
+    for model in small_models((1, 20, 20)):
+        for images in (resized, edges):
+            assert torch.equal(codes_of(model, images), codes_of(model, images.clamp(0, 1)))
+
+
+def test_types_and_devices_of_what_comes_in_are_the_models():
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    images = torch.rand(3, 1, 28, 28)
+    for cls in MODELS.values():
+        plain = cls(width=2).eval()
+        latent = plain.sample_latent(3)
+        kinds = itertools.product((torch.float32, torch.float64, torch.float16, torch.bfloat16),
+                                  devices)
+        for kind, device in kinds:
+            model = cls(width=2).eval()
+            model.load_state_dict(plain.state_dict())
+            model.to(device=device, dtype=kind)
+            assert model.sample(2).shape == (2, 1, 28, 28)
+            for given in (torch.float64, torch.float32, torch.float16):
+                decoded = model.decode(latent.to(given)).cpu().float()
+                assert torch.allclose(decoded, plain.decode(latent), atol=0.02), (kind, given)
+                codes = codes_of(model, images.to(given)).cpu().float()
+                assert torch.allclose(codes, codes_of(plain, images), atol=0.2), (kind, given)
+                model(images.to(given))
+            half = (torch.float16, torch.bfloat16)
+            wanted = torch.float32 if kind in half else kind
+            assert model.decode(latent).dtype == wanted
+        model = cls(width=2).double()
+        step = sys.modules[cls.__module__].training_step
+        d, g = (torch.optim.Adam(p) for p in (list(model.parameters()), model.g_parameters()))
+        losses = step(model, d, g, images)         # a float32 batch for a model in float64
+        assert all(loss.dtype == torch.float64 for loss in losses.values())
+
+
+def test_parameters_are_split_between_the_players():
+    for model in small_models():
+        first = model.e_parameters() if isinstance(model, ogan.OGAN) else model.d_parameters()
+        names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
+        assert {names[id(p)] for p in model.g_parameters()} == {"generator"}
+        assert "generator" not in {names[id(p)] for p in first}
+        assert len(first) + len(model.g_parameters()) == len(list(model.parameters()))
+
+
+def test_a_model_is_a_module_like_any_other():
+    """forward under hooks, torch.compile and torch.export."""
+    images = torch.rand(3, 1, 28, 28)
+
+    def outputs(model):
+        found = model(images)
+        if isinstance(found, tuple):
+            logit, codes = found
+            assert logit.shape == (3,)
+            return [logit, *codes.categorical, codes.mean, codes.std]
+        assert found.shape == (3, 8)
+        return [found]
+
+    for model in small_models():
+        model.eval()
+        plain = outputs(model)
+        seen = []
+        hook = model.register_forward_hook(lambda *call, seen=seen: seen.append(call))
+        outputs(model)
+        hook.remove()
+        assert len(seen) == 1
+        for other in (torch.compile(model, backend="eager"),
+                      torch.export.export(model, (images,)).module()):
+            for a, b in zip(outputs(other), plain):
+                assert torch.allclose(a, b, atol=1e-5)
+    assert torch.allclose(plain[0], model.encoder(2 * images - 1), atol=1e-6)
+
+
+def test_evaluation_leaves_modes_weights_and_gradients_alone():
+    for model in small_models():
+        model.train()
+        model.generator[1].eval()                  # one layer is frozen on purpose
+        modes = [module.training for module in model.modules()]
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        images = model.sample(5)
+        assert torch.equal(codes_of(model, images), codes_of(model, images))
+        assert not images.requires_grad
+        assert equal(before, model.state_dict())
+        assert modes == [module.training for module in model.modules()]
+        refused(lambda model=model, bad=images + 7: model.encode(bad), "[0, 1]")
+        assert modes == [module.training for module in model.modules()]
+
+
+def test_a_given_generator_leaves_the_random_state_alone():
+    for model in small_models():
+        before = torch.get_rng_state()
+        one = model.sample(3, generator=torch.Generator().manual_seed(4))
+        two = model.sample(3, generator=torch.Generator().manual_seed(4))
+        assert torch.equal(one, two)
+        assert torch.equal(before, torch.get_rng_state())
+
+
+def test_saved_models_load():
+    images = torch.rand(3, 1, 28, 28)
+    with folder():
+        for model in small_models():
+            model.eval()
+            model.save("plain.pt")
+            first = model.e_parameters() if isinstance(model, ogan.OGAN) else model.d_parameters()
+            optimizer = torch.optim.Adam(first)
+            sum(p.sum() for p in first).backward()
+            optimizer.step()
+            model.save("with.pt", d=optimizer)
+            before = torch.get_rng_state()
+            loaded = type(model).load("with.pt")
+            assert torch.equal(before, torch.get_rng_state())
+            assert equal(loaded.state_dict(), model.state_dict())
+            assert torch.equal(codes_of(loaded, images), codes_of(model, images))
+            assert all(p.requires_grad for p in loaded.parameters())
+            assert not loaded.training
+            again = torch.optim.Adam(first)
+            again.load_state_dict(torch.load("with.pt", weights_only=True)["optimizers"]["d"])
+            assert equal(again.state_dict()["state"], optimizer.state_dict()["state"])
+            assert not equal(type(model).load("plain.pt").state_dict(), model.state_dict())
+        refused(lambda: infogan.InfoGAN.load("plain.pt"), "no checkpoint of infogan.py")
+        refused(lambda: model.save("no/such/folder.pt"), "no/such/folder.pt cannot be written")
+
+
+def test_networks_have_the_papers_sizes():
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
+    model = infogan.InfoGAN(width=64)
+    assert model.generator[0].weight.shape == (1024, 74)
+    assert model.trunk[0].weight.shape == (64, 1, 4, 4)
+    assert model.trunk[6].weight.shape == (1024, 6272)
+    assert model.q_head[0].weight.shape == (128, 1024)
+    assert model.q_head[3].weight.shape == (14, 128)
+    model = infogan.InfoGAN(categorical=(10, 5, 5), continuous=1)
+    assert model.generator[0].weight.shape[1] == 62 + 20 + 1
+    shared = infogan.InfoGAN(separate_q=False)
+    assert count(infogan.InfoGAN()) - count(shared) == count(shared.trunk)
+    t = count(ogan.OGAN(critic="network")) - count(ogan.OGAN())
+    assert t == 32 * 64 + 64 + 64 + 1
 
 
 # ---------------------------------------------------------------- runs
 
+KEYS = {
+    "infogan": {"accuracy", "nmi", "ari", "confusion", "mi_categorical", "mi_continuous",
+                "loss_invariance"},
+    "ogan": {"rho", "knn_accuracy", "probe_accuracy", "agreement", "reconstruction_error"},
+}
+PICTURES = {
+    "infogan": {"samples", "traversal", "c2", "c3", "training"},
+    "ogan": {"samples", "reconstruction", "interpolation", "training"},
+}
+
+
 def test_a_run_leaves_everything():
-    wanted = {"infogan": ({"samples", "traversal", "c2", "c3", "training"}, {"accuracy", "nmi", "ari", "mi_categorical", "mi_continuous", "frechet",
-                                                                             "frechet_floor", "confusion", "effect", "carried"}),
-              "ogan": ({"samples", "reconstruction", "interpolation", "training"}, {"rho", "knn_accuracy", "probe_accuracy", "agreement",
-                                                                                    "reconstruction_error", "frechet", "frechet_floor"})}
-    for method, (names, keys) in wanted.items():
+    for method, names in PICTURES.items():
         with folder() as (_, out, _):
             small_data()
             run(method, "--epochs", 2)
-            assert {p.name for p in Path("run").iterdir()} == {f"{n}.png" for n in names} | {"config.json", "metrics.jsonl", "checkpoint.pt", "index.html"}
-            lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-            assert [line["epoch"] for line in lines] == [1, 2] and all(line["data"] == "small.pt" for line in lines)
-            assert {"epoch", "seconds", "images_per_second", "data"} | keys <= lines[-1].keys()
-            assert all(math.isfinite(v) for v in lines[-1].values() if isinstance(v, float))
+            files = {"config.json", "metrics.jsonl", "checkpoint.pt", "index.html"}
+            assert set(contents("run")) == files | {f"{name}.png" for name in names}
+            lines = metrics("run")
+            assert [line["epoch"] for line in lines] == [1, 2]
+            assert all(line["data"] == "small.pt" for line in lines)
+            keys = {"seconds", "images_per_second", "frechet", "frechet_floor"}
+            assert keys | KEYS[method] <= lines[-1].keys()
             config = json.loads(Path("run/config.json").read_text())
-            assert config["torch"] == torch.__version__ and config["device"] == "cpu" and config["data"] == str(Path("small.pt").resolve()) and config["width"] == 2
+            expected = {"torch": torch.__version__, "device": "cpu", "width": 2,
+                        "data": str(Path("small.pt").resolve())}
+            assert expected.items() <= config.items()
             for name in names:
-                pictures, chunks = decode_png(Path(f"run/{name}.png").read_bytes())
-                assert len(pictures) == (3 if name == "training" else 1) and pictures[0].float().std() > 0
+                pictures, _ = decode_png(Path(f"run/{name}.png").read_bytes())
+                assert len(pictures) == (3 if name == "training" else 1)
+                assert pictures[0].float().std() > 0
             page = Path("run/index.html").read_text()
-            assert page.count("data:image/png;base64,") == len(names) and page.count("<svg") >= 3 and "<script" not in page
-            assert not re.search(r"""(src|href)\s*=\s*(?!["']?data:)|@import|url\(|https?:""", page)
-            assert out.getvalue().count("epoch 1/2") == out.getvalue().count("epoch 2/2") == 1 and "\r" not in out.getvalue()
+            assert page.count("data:image/png;base64,") == len(names)
+            assert page.count("<svg") >= 3
+            assert "<script" not in page
+            outside = r"""(src|href)\s*=\s*(?!["']?data:)|@import|url\(|https?:"""
+            assert not re.search(outside, page)
+            for line in ("epoch 1/2", "epoch 2/2"):
+                assert out.getvalue().count(line) == 1
+            assert "\r" not in out.getvalue()
             model = MODELS[method].load("run/checkpoint.pt")
-            assert not model.training and equal(model.state_dict(), checkpoint("run")["model"])
+            assert not model.training
+            assert equal(model.state_dict(), checkpoint("run")["average"])
+
+
+def test_training_from_python_gives_the_model_and_keeps_the_config():
+    for method, module in METHODS.items():
+        with folder():
+            small_data()
+            config = module.Config(width=2, epochs=1, batch_size=32, data="small.pt", average=0.0)
+            before = dict(vars(config))
+            model, finished = module.train(config)
+            assert vars(config) == before
+            assert isinstance(model, MODELS[method]) and not model.training
+            loaded = MODELS[method].load(finished.folder)
+            assert equal(model.state_dict(), loaded.state_dict())
 
 
 def test_resume_equals_the_uninterrupted_run():
@@ -853,43 +1343,53 @@ def test_resume_equals_the_uninterrupted_run():
             whole = run(method, "--epochs", 3, "--out", "whole")
             run(method, "--epochs", 1, "--out", "parts")
             parts = run(method, "--epochs", 3, "--resume", "parts")
-            # the end of the first part added its final scores to epoch 1; everything else is the same to the bit
-            parts["history"][0] = {k: v for k, v in parts["history"][0].items() if k in whole["history"][0]}
+            # the first part ended with its final scores in epoch 1; the rest is the same to the bit
+            kept = whole["history"][0].keys()
+            parts["history"][0] = {key: parts["history"][0][key] for key in kept}
             assert equal(whole, parts)
-            lines = Path("parts/metrics.jsonl").read_text().splitlines()
-            assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+            assert [line["epoch"] for line in metrics("parts")] == [1, 2, 3]
 
 
 def test_a_terminal_gets_a_live_line():
     with folder():
         small_data(640)
         ours, theirs = os.openpty()
-        done = subprocess.Popen([sys.executable, HERE / "ogan.py", *"--epochs 1 --width 2 --batch-size 32 --data small.pt --out run".split()],
-                                stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "TORCH_HOME": "hub"})
+        command = [sys.executable, HERE / "ogan.py", "--epochs", "1", "--width", "2",
+                   "--batch-size", "32", "--data", "small.pt", "--out", "run"]
+        done = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE,
+                                env={**os.environ, "TORCH_HOME": "hub"})
         os.close(theirs)
         shown = b""
         with contextlib.suppress(OSError):         # a closed terminal reads as an error
             while part := os.read(ours, 4096):
                 shown += part
         os.close(ours)
-        assert done.wait() == 0 and done.stderr.read() == b""
+        assert done.wait() == 0
+        assert done.stderr.read() == b""
         line = shown.decode().split("\r\033[K")[-2]
-        assert line.startswith("epoch 1/1 100%") and all(word in line for word in ("loss_e", "loss_g", "loss_latent", "images/s", "0:00 left")), line
+        assert line.startswith("epoch 1/1 100%"), line
+        for word in ("loss_e", "loss_g", "loss_latent", "images/s", "0:00 left"):
+            assert word in line, line
 
 
 def test_same_seed_same_run_other_seed_other_run():
     for method in METHODS:
         with folder():
             small_data()
-            a, b, c = (run(method, "--seed", seed, "--out", name) for seed, name in ((1, "a"), (1, "b"), (2, "c")))
-            assert equal(a["model"], b["model"]) and not equal(a["model"], c["model"])
+            a = run(method, "--seed", 1, "--out", "a")
+            b = run(method, "--seed", 1, "--out", "b")
+            c = run(method, "--seed", 2, "--out", "c")
+            assert equal(a["model"], b["model"])
+            assert not equal(a["model"], c["model"])
 
 
-def test_epochs_zero_evaluates_and_draws():
+def test_epochs_zero_evaluates():
     with folder():
         small_data()
         state = run("ogan", "--epochs", 0)
-        assert state["epoch"] == 0 and json.loads(Path("run/metrics.jsonl").read_text())["rho"] is not None and Path("run/samples.png").exists()
+        assert state["epoch"] == 0
+        assert metrics("run")[0]["rho"] is not None
+        assert Path("run/samples.png").exists()
 
 
 def test_without_labels_what_needs_them_is_left_out():
@@ -897,8 +1397,9 @@ def test_without_labels_what_needs_them_is_left_out():
         with folder() as (_, out, _):
             small_data(labels=False)
             run(method)
-            last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
-            assert gone not in last and "frechet" not in last and "no labels" in out.getvalue()
+            last = metrics("run")[-1]
+            assert gone not in last and "frechet" not in last
+            assert "no labels" in out.getvalue()
 
 
 def test_other_sizes_and_channels_train():
@@ -906,28 +1407,31 @@ def test_other_sizes_and_channels_train():
         with folder():
             small_data(60, shape)
             run(method)
-            assert decode_png(Path("run/samples.png").read_bytes())[0][0].shape[2] == (3 if shape[0] > 2 else 1)
+            (picture,), _ = decode_png(Path("run/samples.png").read_bytes())
+            assert picture.shape[2] == (3 if shape[0] > 2 else 1)
 
 
 def test_run_folders_are_numbered_and_never_overwritten():
     with folder():
         small_data(40)
         flags = ["--width", "2", "--epochs", "0", "--data", "small.pt"]
-        infogan.main(flags), infogan.main(flags), ogan.main(flags)
-        assert sorted(p.name for p in Path("runs").iterdir()) == ["infogan-1", "infogan-2", "ogan-1"]
+        infogan.main(flags)
+        infogan.main(flags)
+        ogan.main(flags)
+        assert {p.name for p in Path("runs").iterdir()} == {"infogan-1", "infogan-2", "ogan-1"}
         before = Path("runs/infogan-1/checkpoint.pt").read_bytes()
-        assert refused(lambda: infogan.main(flags + ["--out", "runs/infogan-1"]), "exists already", "--resume")
+        for out, *words in (("runs/infogan-1", "exists already", "--resume"),
+                            ("small.pt", "exists already"), ("small.pt/x", "cannot be made")):
+            refused(lambda out=out: infogan.main([*flags, "--out", out]), *words)
         assert Path("runs/infogan-1/checkpoint.pt").read_bytes() == before
-        assert refused(lambda: infogan.main(flags + ["--out", "small.pt"]), "exists already") and refused(lambda: infogan.main(flags + ["--out", "small.pt/x"]), "cannot be made")
 
 
 # ---------------------------------------------------------------- faults
 
-LONG = "--long" in sys.argv   # more kills, more damage, twenty epochs: minutes
-
 
 def whole(folder):
-    """Assert that every file in a run folder under its final name is whole; returns the epochs that its checkpoint has done, or None."""
+    """Assert that every file in a run folder is whole under its final name; returns the epochs that
+    its checkpoint has done, or None."""
     epochs = None
     for path in Path(folder).iterdir():
         content = path.read_bytes()
@@ -936,88 +1440,112 @@ def whole(folder):
         elif path.name == "checkpoint.pt":
             epochs = torch.load(io.BytesIO(content), weights_only=True)["epoch"]
         elif path.name == "metrics.jsonl":
-            assert [json.loads(line)["epoch"] for line in content.decode().splitlines()] == list(range(1, content.count(b"\n") + 1))
+            lines = metrics(folder)
+            assert [line["epoch"] for line in lines] == list(range(1, len(lines) + 1))
+            assert content.endswith(b"\n")
         elif path.name == "config.json":
             assert json.loads(content)["method"]
+        elif path.name == "index.html":
+            assert content.endswith(b"</html>\n")
         else:
-            assert path.suffix == ".part" or path.name == "index.html" and content.endswith(b"</html>\n"), path
+            assert path.suffix == ".part", path
     return epochs
 
 
 def same_run(a, b):
-    """Whether two finished runs left the same: checkpoint, metrics and pictures to the bit, times and names apart."""
-    states = [checkpoint(f) for f in (a, b)]
-    lines = [[json.loads(line) for line in Path(f, "metrics.jsonl").read_text().splitlines()] for f in (a, b)]
+    """Whether two finished runs left the same: checkpoint, metrics and pictures to the bit, times
+    and names apart."""
     images = [{p.name: p.read_bytes() for p in Path(f).glob("*.png")} for f in (a, b)]
-    return equal(*states) and equal(*lines) and images[0] == images[1]
+    return (equal(checkpoint(a), checkpoint(b)) and equal(metrics(a), metrics(b))
+            and images[0] == images[1])
+
+
+def child(method, *flags, before=None):
+    """`run` in a fork, quietly, after calling `before`; returns its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    with contextlib.suppress(BaseException), open(os.devnull, "w") as null, \
+            contextlib.redirect_stdout(null):
+        if before is not None:
+            before()
+        run(method, *flags)
+        os._exit(0)
+    os._exit(1)
+
+
+def finished(pid):
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    return status == 0
+
+
+def die_at(point):
+    """Kill this process at the point-th point of what it will write from now on: when half of a
+    file is written, before it gets its final name, and after."""
+    points = itertools.count()
+
+    def passing():
+        if next(points) == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class File(io.FileIO):
+        def write(self, content):
+            super().write(content[:len(content) // 2])
+            passing()
+            super().write(content[len(content) // 2:])
+
+    replace = os.replace
+
+    def replace_slowly(a, b):
+        passing()
+        replace(a, b)
+        passing()
+
+    common.open = lambda path, mode: File(path, mode)
+    common.os.replace = replace_slowly
+
+
+def go_on(name):
+    """Flags to go on with a run; one killed before its first save had nothing to lose and begins
+    anew."""
+    if Path(name).exists() and whole(name) is None:
+        Path(name).rename(f"{name}-never-began-{random.random()}")
+    return ("--resume", name) if Path(name).exists() else ("--out", name, "--epochs", 2)
 
 
 def killed_and_resumed(method, random_kills, every):
-    """Kill runs at random moments and, one run each, at every `every`-th point of its saving; all must end as the run that was left alone.
+    """Kill runs at random moments and, one run each, at every `every`-th point of its writing; all
+    must end as the run that was left alone.
 
-    To be called where no backward pass was made: it forks. Returns the number of kills at random and in saving.
+    To be called where no backward pass was made: it forks. Returns the number of kills at random
+    and in writing.
     """
-    def child(*flags, point=None):
-        pid = os.fork()
-        if pid:
-            return pid
-        with contextlib.suppress(BaseException), open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-            if point is not None:
-                die_at(point)
-            run(method, *flags, *(() if "--resume" in flags else ("--epochs", 2)))
-            os._exit(0)
-        os._exit(1)
-
-    def die_at(point):
-        points = itertools.count()
-
-        def passing():
-            if next(points) == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        class File(io.FileIO):
-            def write(self, content):
-                super().write(content[:len(content) // 2])
-                passing()                                   # half of it is written
-                super().write(content[len(content) // 2:])
-        replace = os.replace
-        common.open = lambda path, mode: File(path, mode)
-        common.os.replace = lambda a, b: (passing(), replace(a, b), passing())   # before its name is given, and after
-
-    def finished(pid):
-        status = os.waitpid(pid, 0)[1]
-        assert status in (0, signal.SIGKILL), status
-        return status == 0
-
-    def go_on(name):
-        """The flags to go on with a run; one killed before its first save had nothing to lose and begins anew."""
-        if Path(name).exists() and whole(name) is None:
-            Path(name).rename(f"{name}-never-began-{random.random()}")
-        return ("--resume", name) if Path(name).exists() else ("--out", name)
-
     torch.set_num_threads(1)
     small_data()
-    assert finished(child("--out", "whole"))                # trains the judge, too
+    assert finished(child(method, "--out", "whole", "--epochs", 2))     # trains the judge, too
     began = time.monotonic()
-    assert finished(child("--out", "again")) and same_run("whole", "again")
-    length, killed, runs = time.monotonic() - began, 0, 0
+    assert finished(child(method, "--out", "again", "--epochs", 2))
+    length = time.monotonic() - began
+    assert same_run("whole", "again")
+    killed, runs = 0, 0
     while killed < random_kills:
         runs += 1
-        while True:
-            pid = child(*go_on(f"run{runs}"))
+        done = False
+        while not done:
+            pid = child(method, *go_on(f"run{runs}"))
             time.sleep(random.uniform(0, 1.2 * length))
             os.kill(pid, signal.SIGKILL)
-            if finished(pid):
-                break
-            killed += 1
+            done = finished(pid)
+            killed += not done
         assert same_run("whole", f"run{runs}")
     for point in itertools.count(0, every):
-        if finished(child("--out", f"point{point}", point=point)):
-            break
-        while not finished(child(*go_on(f"point{point}"))):
+        name = f"point{point}"
+        if finished(child(method, *go_on(name), before=lambda point=point: die_at(point))):
+            return killed, point // every
+        while not finished(child(method, *go_on(name))):
             pass
-        assert same_run("whole", f"point{point}"), point
-    return killed, point // every
+        assert same_run("whole", name), point
 
 
 def test_sigkill_loses_nothing():
@@ -1025,46 +1553,63 @@ def test_sigkill_loses_nothing():
         raise unittest.SkipTest("no fork on this system")
     kills, every, methods = (30, 2, METHODS) if LONG else (2, 24, ["ogan"])
     for method in methods:
-        with folder() as (here, _, _):
-            code = f"import common, test_all, torch; torch.hub.set_dir('hub'); common.SAMPLES = 300; print(*test_all.killed_and_resumed('{method}', {kills}, {every}))"
-            done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(HERE)}, capture_output=True, text=True)
+        code = ("import common, test_all, torch; torch.hub.set_dir('hub'); common.SAMPLES = 300; "
+                f"print(*test_all.killed_and_resumed('{method}', {kills}, {every}))")
+        with folder():
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                  env=os.environ | {"PYTHONPATH": str(HERE)})
             assert done.returncode == 0, done.stderr
-            at_random, saving = map(int, done.stdout.split())
-            assert at_random >= kills and saving >= 60 // every
-            print(f"        {method}: {at_random} kills at random, {saving} while saving, 0 epochs lost", file=sys.__stdout__)
+            at_random, writing = map(int, done.stdout.split())
+            assert at_random >= kills
+            assert writing >= 60 // every
+            print(f"        {method}: {at_random} kills at random, {writing} while writing, "
+                  "0 epochs lost", file=sys.__stdout__)
+
+
+def interrupted(function, call, signals):
+    """The function, which on its call number `call` gets these signals first."""
+    count = itertools.count()
+
+    def patched(*args, **kwargs):
+        if next(count) == call:
+            for signum in signals:
+                signal.raise_signal(signum)
+        return function(*args, **kwargs)
+    return patched
 
 
 def test_signals_save_stop_and_go_on():
     """Ctrl-C in training, in an epoch's scores, in the last one's; twice; SIGTERM."""
-    def interrupted(function, call, signals):
-        count = itertools.count()
-
-        def patched(*args, **kwargs):
-            if next(count) == call:
-                for s in signals:
-                    signal.raise_signal(s)
-            return function(*args, **kwargs)
-        return patched
-
     ctrl_c, term = signal.SIGINT, signal.SIGTERM
+    cases = [
+        ("training_step", 7, [ctrl_c], "step 3 of 5 in epoch 2"),
+        ("training_step", 4, [term], "step 0 of 5 in epoch 2"),
+        ("scores", 0, [ctrl_c], "step 0 of 5 in epoch 2"),
+        ("scores", 1, [term], "before the final scores"),
+        ("training_step", 7, [ctrl_c, ctrl_c], "at once"),
+        ("scores", 2, [ctrl_c], "at once"),
+        ("figures", 0, [ctrl_c], "at once"),
+    ]
     for method, module in METHODS.items():
         with folder() as (_, _, err), contextlib.ExitStack() as after:
-            after.callback(signal.signal, ctrl_c, signal.signal(ctrl_c, signal.default_int_handler))   # a job in the background is born ignoring it
+            # a job in the background is born ignoring Ctrl-C
+            old = signal.signal(ctrl_c, signal.default_int_handler)
+            after.callback(signal.signal, ctrl_c, old)
             small_data()
             run(method, "--epochs", 2, "--out", "whole")
-            handlers = [signal.getsignal(s) for s in (ctrl_c, term)]
-            for i, (name, call, signals, word) in enumerate([
-                    ("training_step", 7, [ctrl_c], "step 3 of 5 in epoch 2"), ("training_step", 4, [term], "step 0 of 5 in epoch 2"),
-                    ("scores", 0, [ctrl_c], "step 0 of 5 in epoch 2"), ("scores", 1, [term], "before the final scores"),
-                    ("training_step", 7, [ctrl_c, ctrl_c], "at once"), ("scores", 2, [ctrl_c], "at once"), ("pictures", 0, [ctrl_c], "at once")]):
+            handlers = [signal.getsignal(signum) for signum in (ctrl_c, term)]
+            for i, (name, call, signals, word) in enumerate(cases):
+                patched = interrupted(getattr(module, name), call, signals)
                 try:
-                    with mock.patch.object(module, name, interrupted(getattr(module, name), call, signals)):
+                    with mock.patch.object(module, name, patched):
                         run(method, "--epochs", 2, "--out", f"run{i}")
                     raise AssertionError("not interrupted")
                 except SystemExit as stop:
                     said = err.getvalue().splitlines()[-1]
-                    assert stop.code == 130 and word in said and ("at once" in said or f"--resume run{i}" in said), said
-                assert [signal.getsignal(s) for s in (ctrl_c, term)] == handlers
+                    assert stop.code == 130
+                    assert word in said, said
+                    assert "at once" in said or f"--resume run{i}" in said, said
+                assert [signal.getsignal(signum) for signum in (ctrl_c, term)] == handlers
                 if whole(f"run{i}") is not None:
                     run(method, "--resume", f"run{i}")
                     assert same_run("whole", f"run{i}"), i
@@ -1078,20 +1623,25 @@ def test_a_full_disk_keeps_what_was_there():
             small_data()
             run(method, "--epochs", 2, "--out", "whole")
             run(method, "--epochs", 1)
-            names = sorted(p.name for p in Path("run").iterdir())
+            names = sorted(contents("run"))
             assert len(names) >= 8
-            for name in names:                             # the kernel refuses every byte of this one file: no space left on device
+            for name in names:                     # the kernel refuses every byte of this one file
                 before = Path("run", name).read_bytes()
                 Path("run", f"{name}.part").symlink_to("/dev/full")
-                assert refused(lambda: run(method, "--resume", "run", "--epochs", 2), f"{method}.py: run/{name} cannot be written: No space left")
-                assert Path("run", name).read_bytes() == before and whole("run") in (1, 2) and not list(Path("run").glob("*.part"))
+                refused(lambda method=method: run(method, "--resume", "run", "--epochs", 2),
+                        f"{method}.py: run/{name} cannot be written: No space left")
+                assert Path("run", name).read_bytes() == before
+                assert whole("run") in (1, 2)
+                assert not list(Path("run").glob("*.part"))
             run(method, "--resume", "run", "--epochs", 2)
             assert not list(Path("run").glob("*.part"))
-            assert equal(checkpoint("run")["model"], checkpoint("whole")["model"]) and whole("run") == 2
+            assert equal(checkpoint("run")["model"], checkpoint("whole")["model"])
+            assert whole("run") == 2
 
 
 def test_output_that_cannot_be_printed():
-    """A log on a full disk, and a pipe whose reader is gone: one line, and the run goes on from what it saved."""
+    """A log on a full disk, and a pipe whose reader is gone: one line, and the run goes on from
+    what it saved."""
     with folder(), contextlib.ExitStack() as closing:
         small_data()
         reader, gone = os.pipe()
@@ -1101,64 +1651,99 @@ def test_output_that_cannot_be_printed():
         if Path("/dev/full").exists():
             outputs.append((closing.enter_context(open("/dev/full", "w")), "No space left"))
         for out, why in outputs:
-            command = [sys.executable, HERE / "ogan.py", *"--epochs 1 --width 2 --data small.pt --out".split(), f"run-{why[0]}"]
-            done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env={**os.environ, "TORCH_HOME": "hub"})
-            assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"ogan.py: cannot print: {why}" in done.stderr, done.stderr
-            assert run("ogan", "--resume", f"run-{why[0]}", "--epochs", 1)["epoch"] == 1
+            name = f"run-{why[0]}"
+            done = script("ogan", f"--epochs 1 --width 2 --data small.pt --out {name}",
+                          capture_output=False, stdout=out, stderr=subprocess.PIPE)
+            assert done.returncode == 2
+            assert done.stderr.count("\n") == 1
+            assert f"ogan.py: cannot print: {why}" in done.stderr, done.stderr
+            assert run("ogan", "--resume", name, "--epochs", 1)["epoch"] == 1
 
 
 def test_small_and_read_only_file_systems():
-    """A tmpfs too small for a run, and one that is read-only, in a mount name space of their own."""
-    script = """set -e; mkdir small; mount -t tmpfs -o size=300k tmpfs small; cp small.pt small/; cd small
+    """A tmpfs too small for a run, and one that is read-only, in a mount name space of their
+    own."""
+    commands = """set -e
+        mkdir small; mount -t tmpfs -o size=300k tmpfs small; cp small.pt small/; cd small
         say() { "$PYTHON" "$HERE/ogan.py" "$@" 2>&1 >/dev/null || echo "status $?"; }
-        say --data small.pt --epochs 1 --width 2 --out run; ls run; rm -r run
+        say --data small.pt --epochs 1 --width 2 --out run
+        ls run; rm -r run
         mount -o remount,ro,size=300k tmpfs .
-        say --data small.pt --epochs 1 --width 2 --out run; say --data mnist --data-root here --epochs 1 --out ../run"""
-    with folder() as (here, _, _), mirrors(refused=1):
+        say --data small.pt --epochs 1 --width 2 --out run
+        say --data mnist --data-root here --epochs 1 --out ../run"""
+    with folder() as (here, _, _):
         small_data()
-        if subprocess.run(["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /tmp"], capture_output=True).returncode:
+        probe = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /tmp"]
+        if not shutil.which("unshare") or subprocess.run(probe, capture_output=True).returncode:
             raise unittest.SkipTest("no file system can be mounted here")
-        done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True,
-                              env=os.environ | {"PYTHON": sys.executable, "HERE": str(HERE), "TORCH_HOME": str(here / "hub"), "http_proxy": "http://127.0.0.1:9",
-                                                "https_proxy": "http://127.0.0.1:9"})
+        nowhere = "http://127.0.0.1:9"
+        environment = {"PYTHON": sys.executable, "HERE": str(HERE), "TORCH_HOME": str(here / "hub"),
+                       "http_proxy": nowhere, "https_proxy": nowhere}
+        done = subprocess.run(["unshare", "-rm", "sh", "-c", commands], capture_output=True,
+                              text=True, env=os.environ | environment)
         assert done.returncode == 0, done.stderr
         small, status, *left, read_only, status2, no_data, status3 = done.stdout.splitlines()
-        assert "No space left" in small and small.startswith("ogan.py: run/") and not any(name.endswith(".part") for name in left), done.stdout
-        assert "--out run cannot be made: Read-only file system" in read_only and "could not get" in no_data and "Read-only file system" in no_data, done.stdout
+        assert small.startswith("ogan.py: run/") and "No space left" in small, done.stdout
+        assert not any(name.endswith(".part") for name in left), done.stdout
+        assert "--out run cannot be made: Read-only file system" in read_only, done.stdout
+        assert "could not get" in no_data and "Read-only file system" in no_data, done.stdout
         assert status == status2 == status3 == "status 2"
 
 
 def test_a_run_folder_deleted_under_way():
-    with folder():
+    step, count = ogan.training_step, itertools.count()
+
+    def delete_and_step(*args):
+        if next(count) == 7:
+            shutil.rmtree("run")
+        return step(*args)
+
+    with folder(), mock.patch.object(ogan, "training_step", delete_and_step):
         small_data()
-        step, count = ogan.training_step, itertools.count()
-        with mock.patch.object(ogan, "training_step", lambda *args: (shutil.rmtree("run") if next(count) == 7 else None, step(*args))[1]):
-            assert refused(lambda: run("ogan", "--epochs", 3), "run/checkpoint.pt cannot be written: No such file or directory")
+        refused(lambda: run("ogan", "--epochs", 3),
+                "run/checkpoint.pt cannot be written: No such file or directory")
 
 
 def test_wrong_checkpoints_are_refused():
     with folder() as (_, _, err):
         small_data(40)
         run("infogan", "--epochs", 0)
-        assert refused(lambda: ogan.main(["--resume", "run"]), "no checkpoint of ogan.py") and refused(lambda: ogan.OGAN.load("run"), "ogan")
-        assert refused(lambda: ogan.main(["--resume", "nowhere"]), "nowhere") and refused(lambda: infogan.InfoGAN.load("small.pt"), "no checkpoint")
-        assert refused(lambda: infogan.main(["--resume", "run", "--width", "4"]), "--width cannot change")
+
+        def resume(*flags):
+            return infogan.main(["--resume", "run", *flags])
+
+        refused(lambda: ogan.main(["--resume", "run"]), "no checkpoint of ogan.py")
+        refused(lambda: ogan.OGAN.load("run"), "ogan")
+        refused(lambda: ogan.main(["--resume", "nowhere"]), "nowhere")
+        refused(lambda: infogan.InfoGAN.load("small.pt"), "no checkpoint")
+        refused(lambda: resume("--width", "4"), "--width cannot change")
+        refused(lambda: resume("--recipe", "paper"), "--recipe cannot change")
         infogan.main(["--epochs", "2", "--resume", "run/checkpoint.pt"])
-        assert refused(lambda: infogan.main(["--resume", "run", "--epochs", "1"]), "less than the 2")
+        refused(lambda: resume("--epochs", "1"), "less than the 2")
+
         good = checkpoint("run")
-        last = next(reversed(good["model"]))
-        for change, *words in (({"config": good["config"] | {"width": 3}}, "does not fit", "size mismatch"),          # another architecture
-                               ({"model": {k: v for k, v in good["model"].items() if k != last}}, "does not fit", last),
-                               ({"config": good["config"] | {"glow": 1}}, "does not fit", "glow"), ({"config": None}, "does not fit"),
-                               ({"config": good["config"] | {"width": "wide"}}, "--width is 'wide'")):
+        last = next(reversed(good["average"]))
+        shorter = {name: value for name, value in good["average"].items() if name != last}
+        for change, *words in (({"options": good["options"] | {"width": 3}}, "size mismatch"),
+                               ({"options": good["options"] | {"glow": 1}}, "glow"),
+                               ({"options": None},),
+                               ({"average": shorter}, last)):
             torch.save(good | change, "run/checkpoint.pt")
-            assert refused(lambda: infogan.main(["--resume", "run"]), *words) and refused(lambda: infogan.InfoGAN.load("run"), *words)
+            refused(lambda: infogan.InfoGAN.load("run"), "does not fit", *words)
+        for change, *words in (({"config": good["config"] | {"width": 3}}, "does not fit", "size"),
+                               ({"config": good["config"] | {"glow": 1}}, "does not fit", "glow"),
+                               ({"config": None}, "does not fit"),
+                               ({"average": shorter}, "does not fit", last),
+                               ({"config": good["config"] | {"width": "wide"}},
+                                "--width is 'wide'")):
+            torch.save(good | change, "run/checkpoint.pt")
+            refused(resume, *words)
         for key in ("optimizers", "random", "epoch", "history"):
             torch.save({k: v for k, v in good.items() if k != key}, "run/checkpoint.pt")
-            assert refused(lambda: infogan.main(["--resume", "run"]), "does not fit", key)
-        old = {k: v for k, v in good["config"].items() if k != "invariance"}
-        torch.save(good | {"config": old}, "run/checkpoint.pt")                                                       # from before a flag
-        infogan.main(["--resume", "run"])
+            refused(resume, "does not fit", key)
+        before_the_flag = {k: v for k, v in good["config"].items() if k != "invariance"}
+        torch.save(good | {"config": before_the_flag}, "run/checkpoint.pt")
+        resume()
         assert "run is from before --invariance; it goes on with 10.0" in err.getvalue()
 
 
@@ -1166,13 +1751,19 @@ def test_damaged_checkpoints_are_noticed():
     with folder():
         small_data(40)
         good = run("ogan", "--epochs", 1)
-        path, content, draw = Path("run/checkpoint.pt"), Path("run/checkpoint.pt").read_bytes(), random.Random(0)
-        for at in [0, 1, len(content) - 1] + [draw.randrange(len(content)) for _ in range(300 if LONG else 60)]:
+        path = Path("run/checkpoint.pt")
+        content = path.read_bytes()
+        numbers = random.Random(0)
+        places = [0, 1, len(content) - 1]
+        places += [numbers.randrange(len(content)) for _ in range(300 if LONG else 60)]
+        for at in places:
             path.write_bytes(content[:at])
-            assert refused(lambda: common.read_checkpoint("run", "ogan"), "cut short")
-            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1:])
-            try:
-                assert equal(common.read_checkpoint("run", "ogan"), good)       # a bit that says nothing, as in the padding
+            refused(lambda: common.read_checkpoint("run", "ogan"), "cut short")
+            flipped = bytearray(content)
+            flipped[at] ^= 1 << numbers.randrange(8)
+            path.write_bytes(flipped)
+            try:                                   # a bit that says nothing, as in the padding
+                assert equal(common.read_checkpoint("run", "ogan"), good)
             except InputError as error:
                 assert "damaged" in str(error)
 
@@ -1183,14 +1774,21 @@ class Bomb:
 
 
 def test_pickled_code_is_refused_and_does_not_run():
+    content = {"method": "ogan", "images": Bomb()}
     with folder():
-        for save in (lambda: torch.save({"method": "ogan", "images": Bomb()}, "bomb.pt"),
-                     lambda: torch.save({"method": "ogan", "images": Bomb()}, "bomb.pt", _use_new_zipfile_serialization=False),
-                     lambda: Path("bomb.pt").write_bytes(pickle.dumps(Bomb()))):
-            save()
-            assert refused(lambda: ogan.main(["--resume", "bomb.pt"]), "cannot be read") and refused(lambda: ogan.OGAN.load("bomb.pt"), "cannot be read")
-            assert refused(lambda: ogan.main(["--data", "bomb.pt", "--out", "run"]), "cannot be read")
-            assert not Path("exploded").exists() and not Path("run").exists()
+        for kind in range(3):
+            if kind == 0:
+                torch.save(content, "bomb.pt")
+            elif kind == 1:
+                torch.save(content, "bomb.pt", _use_new_zipfile_serialization=False)
+            else:
+                Path("bomb.pt").write_bytes(pickle.dumps(Bomb()))
+            for attempt in (lambda: ogan.main(["--resume", "bomb.pt"]),
+                            lambda: ogan.OGAN.load("bomb.pt"),
+                            lambda: ogan.main(["--data", "bomb.pt", "--out", "run"])):
+                refused(attempt, "cannot be read")
+            assert not Path("exploded").exists()
+            assert not Path("run").exists()
 
 
 def test_a_run_goes_on_on_another_device():
@@ -1203,30 +1801,51 @@ def test_a_run_goes_on_on_another_device():
             for optimizer in state["optimizers"].values():
                 for group in optimizer["param_groups"]:
                     group["capturable"] = True
-            torch.save(state | {"random_cuda": torch.zeros(16, dtype=torch.uint8)}, "run/checkpoint.pt")
+            state["random_cuda"] = torch.zeros(16, dtype=torch.uint8)
+            torch.save(state, "run/checkpoint.pt")
             here = run(method, "--epochs", 2, "--resume", "run")
             assert equal(here["model"], checkpoint("whole")["model"])
             if torch.cuda.is_available():
                 for device, epochs in (("cuda", 4), ("cpu", 6)):
-                    METHODS[method].main(["--resume", "run", "--epochs", str(epochs), "--device", device])
+                    METHODS[method].main(["--resume", "run", "--epochs", str(epochs),
+                                          "--device", device])
 
 
 def test_a_loss_or_weight_that_is_not_finite_stops_the_run():
-    for method, module, part in (("infogan", infogan, "loss_information"), ("ogan", ogan, "loss_latent")):
+    for method, term in (("infogan", "loss_information"), ("ogan", "loss_latent")):
+        module = METHODS[method]
+        step = module.training_step
+
+        def bad_loss(value, at, step=step, term=term):
+            count = itertools.count(1)
+
+            def patched(*args):
+                losses = step(*args)
+                if next(count) == at:
+                    losses[term] = torch.tensor(value)
+                return losses
+            return patched
+
+        def bad_weight(model, *args, step=step):
+            losses = step(model, *args)
+            next(iter(model.state_dict().values())).fill_(math.inf)
+            return losses
+
         with folder():
             small_data()
-            good, step = run(method)["model"], module.training_step
+            good = run(method)["model"]
             for value, at in ((math.nan, 3), (math.inf, 1), (-math.inf, 5)):
-                count = itertools.count(1)
-                one_bad = lambda *args: step(*args) | ({part: torch.tensor(value)} if next(count) == at else {})
-                with mock.patch.object(module, "training_step", one_bad):
-                    assert refused(lambda: run(method, "--resume", "run", "--epochs", 9), f"{part} became {value} at step {at} of epoch 2", "run/checkpoint.pt is from before")
-                assert next(count) == 6 and whole("run") == 1                              # within the epoch of 5 steps
+                with mock.patch.object(module, "training_step", bad_loss(value, at)):
+                    refused(lambda method=method: run(method, "--resume", "run", "--epochs", 9),
+                            f"{term} became {value} in epoch 2, by step 5",
+                            "run/checkpoint.pt is from before")
+                assert whole("run") == 1
                 assert equal(good, checkpoint("run")["model"])
-            name, count = next(iter(good)), itertools.count(1)        # after the epoch's last step no loss tells
-            last_bad = lambda model, *rest: (step(model, *rest), next(count) < 5 or model.state_dict()[name].fill_(math.inf))[0]
-            with mock.patch.object(module, "training_step", last_bad):
-                assert refused(lambda: run(method, "--out", "other"), f"{name} is no longer finite after 1 epochs") and whole("other") == 0
+            with mock.patch.object(module, "training_step", bad_weight):
+                # one step an epoch: no loss tells
+                refused(lambda method=method: run(method, "--batch-size", 200, "--out", "other"),
+                        f"{next(iter(good))} is no longer finite in epoch 1, after step 1")
+                assert whole("other") == 0
 
 
 def test_out_of_memory_says_what_to_lower():
@@ -1234,40 +1853,52 @@ def test_out_of_memory_says_what_to_lower():
         import resource
     except ImportError:
         raise unittest.SkipTest("no memory limits on this system") from None
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
     with folder():
         small_data()
-        done = subprocess.run([sys.executable, HERE / "ogan.py", "--data", "small.pt", "--device", "cpu", "--width", "4000"], capture_output=True, text=True,
-                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)))
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "out of memory; lower --batch-size or --width" in done.stderr, done.stderr
+        done = script("ogan", "--data small.pt --device cpu --width 4000", preexec_fn=limit)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert "out of memory; lower --batch-size or --width" in done.stderr
         assert not Path("runs").exists()
 
 
 def test_twenty_epochs_hold_in_both_precisions():
     if not LONG:
         raise unittest.SkipTest("takes minutes: python test_all.py --long")
-    for method in METHODS:
+    for method, term in (("infogan", "loss_information"), ("ogan", "loss_latent")):
         with folder():
             small_data(1000)
             for precision, seed in itertools.product(("fp32", "bf16"), range(5)):
-                run(method, "--epochs", 20, "--width", 4, "--average", 0, "--precision", precision, "--seed", seed, "--out", f"{precision}-{seed}")
-                lines = [json.loads(line) for line in Path(f"{precision}-{seed}/metrics.jsonl").read_text().splitlines()]
-                assert len(lines) == 20 and all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
-                first, last = (lines[i]["loss_latent" if method == "ogan" else "loss_information"] for i in (0, -1))
-                assert last < first - 0.2, (method, precision, seed, first, last)                       # and learns to read
+                name = f"{precision}-{seed}"
+                run(method, "--epochs", 20, "--width", 4, "--average", 0, "--precision", precision,
+                    "--seed", seed, "--out", name)
+                lines = metrics(name)
+                assert len(lines) == 20
+                learned = lines[0][term] - lines[-1][term]
+                assert learned > 0.2, (method, name, learned)             # it learns to encode
 
 
 # ---------------------------------------------------------------- flags
 
+GANS = [f"--gan-loss {gan}" for gan in ogan.GAN_LOSSES[1:]]
+GANS += [f"--gan-loss {gan} --critic network --latent-loss mse" for gan in ogan.GAN_LOSSES]
 FLAGS = {   # every flag of both methods at a value of its own
-    "infogan": ["--noise 7", "--categorical 10 5 5", "--categorical", "--continuous 0", "--continuous 3 --code-range 2", "--code-range 0.5",
-                "--lambda-categorical 0.5", "--lambda-continuous 1", "--no-separate-q", "--no-separate-q --detach-trunk", "--lr-discriminator 0.001", "--lr-generator 0.002",
-                "--invariance 0", "--init normal", "--average 0", "--average 0.2",
-                "--categorical 6 --continuous 1 --code-range 3", "--categorical 4 4 --continuous 0 --no-separate-q --detach-trunk"],
-    "ogan": ["--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network", "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
-             "--lr-generator 0.002", "--average 0", "--average 0.2", "--no-joint-batch", "--init normal", "--optimizer rmsprop"]
-            + [f"--gan-loss {name} --critic {critic} --latent-loss {loss}" for name, critic, loss
-               in itertools.product(ogan.GAN_LOSSES, ("avg", "network"), ("pearson", "mse"))
-               if (name, critic, loss) != ("qp", "avg", "pearson")],
+    "infogan": [
+        "--noise 7", "--categorical 10 5 5", "--categorical", "--continuous 0",
+        "--continuous 3 --code-range 2", "--code-range 0.5", "--lambda-categorical 0.5",
+        "--lambda-continuous 1", "--no-separate-q", "--no-separate-q --detach-trunk",
+        "--lr-discriminator 0.001", "--lr-generator 0.002", "--invariance 0", "--init normal",
+        "--average 0", "--average 0.2", "--categorical 6 --continuous 1 --code-range 3",
+        "--categorical 4 4 --continuous 0 --no-separate-q --detach-trunk"],
+    "ogan": [
+        "--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network",
+        "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
+        "--lr-generator 0.002", "--average 0", "--average 0.2", "--no-joint-batch",
+        "--init normal", "--optimizer rmsprop", *GANS],
 }
 
 
@@ -1280,72 +1911,99 @@ def test_every_flag_does_what_it_says():
             for number, line in enumerate(FLAGS[method]):
                 words = line.split()
                 state = run(method, "--batch-size", 16, "--out", number, *words)
-                names = [w[2:].removeprefix("no-").replace("-", "_") for w in words if w.startswith("--")]
-                seen |= set(names)
-                assert any(state["config"][n] != plain["config"][n] for n in names), line
-                if line != "--truncation 0.8":
-                    assert not equal(state["model"], plain["model"]), f"{line} changed nothing"
-            own = {f.name for f in fields(module.Config)} - {f.name for f in fields(common.RunConfig)}
-            assert seen == own, own ^ seen
-
-
-def test_flags_shape_the_networks():
-    count = lambda module: sum(p.numel() for p in module.parameters() if p.requires_grad)
-    model = infogan.InfoGAN(infogan.Config(width=64))
-    assert model.generator[0].weight.shape == (1024, 74) and model.trunk[0].weight.shape == (64, 1, 4, 4) and model.trunk[6].weight.shape == (1024, 6272)
-    assert model.q_head[0].weight.shape == (128, 1024) and model.q_head[3].weight.shape == (14, 128)
-    assert infogan.InfoGAN(infogan.Config(categorical=[10, 5, 5], continuous=1)).generator[0].weight.shape[1] == 62 + 20 + 1
-    shared, separate = infogan.InfoGAN(infogan.Config(separate_q=False)), infogan.InfoGAN(infogan.Config())
-    assert count(separate) - count(shared) == count(shared.trunk)
-    assert count(ogan.OGAN(ogan.Config(average=0.0, critic="network"))) - count(ogan.OGAN(ogan.Config(average=0.0))) == 32 * 64 + 64 + 65
+                flags = [word[2:].removeprefix("no-") for word in words if word.startswith("--")]
+                names = [flag.replace("-", "_") for flag in flags]
+                seen.update(names)
+                assert any(state["config"][name] != plain["config"][name] for name in names), line
+                if line == "--truncation 0.8":
+                    assert state["options"]["truncation"] == 0.8
+                else:
+                    which = "average" if state["average"] and plain["average"] else "model"
+                    changed = not equal(state[which], plain[which])
+                    assert changed or names == ["average"], f"{line} changed nothing"
+            shared = {f.name for f in fields(common.RunConfig)}
+            assert seen == {f.name for f in fields(module.Config)} - shared
 
 
 def test_common_flags():
     with folder() as (_, out, _):
         small_data(100)
         state = run("ogan", "--batch-size", 25, "--seed", 9, "--width", 3, "--epochs", 2)
-        assert state["epoch"] == 2 and state["config"]["seed"] == 9 and state["model"]["encoder.0.0.weight"].shape[0] == 3
-        assert state["optimizers"]["e"]["state"][0]["step"] == 2 * 100 // 25 and "cpu" in out.getvalue()
-        state = run("ogan", "--batch-size", 5000, "--out", "one")          # more than there are: the whole set is a batch
+        assert state["epoch"] == 2
+        assert state["config"]["seed"] == 9
+        assert state["model"]["encoder.0.0.weight"].shape[0] == 3
+        assert state["optimizers"]["e"]["state"][0]["step"] == 2 * 100 // 25
+        assert "cpu" in out.getvalue()
+        state = run("ogan", "--batch-size", 5000, "--out", "one")       # the whole set is a batch
         assert state["optimizers"]["e"]["state"][0]["step"] == 1
         plain = run("infogan", "--precision", "fp32", "--out", "fp32")
         low = run("infogan", "--precision", "bf16", "--out", "bf16")
         auto = run("infogan", "--out", "auto")
-        assert auto["config"]["precision"] == common.pick_precision("auto", torch.device("cpu")) and low["config"]["precision"] == "bf16"
-        assert equal(auto["model"], {"fp32": plain, "bf16": low}[auto["config"]["precision"]]["model"]) and not equal(low["model"], plain["model"])
-    assert str(common.pick_device("auto")).split(":")[0] == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        assert not equal(low["model"], plain["model"])
+        picked = common.pick_precision("auto", torch.device("cpu"))
+        assert auto["config"]["precision"] == picked
+        assert equal(auto["model"], {"fp32": plain, "bf16": low}[picked]["model"])
+    kind = "cpu"
+    if torch.cuda.is_available():
+        kind = "cuda"
+    elif torch.backends.mps.is_available():
+        kind = "mps"
+    assert common.pick_device("auto").type == kind
+
+
+def test_precision_is_what_the_processor_can_do():
+    cpu = torch.device("cpu")
+    assert common.pick_precision("bf16", cpu) == "bf16"
+    assert common.pick_precision("fp32", cpu) == "fp32"
+    for capabilities, precision in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"),
+                                    ({"avx2": True, "avx512_bf16": False}, "fp32")):
+        with mock.patch.object(torch.cpu, "get_capabilities", create=True) as ask:
+            ask.return_value = capabilities
+            assert common.pick_precision("auto", cpu) == precision
 
 
 def test_recipe_paper_is_the_paper():
-    c = infogan.Config(recipe="paper")
-    assert (c.width, c.batch_size, c.noise, c.categorical, c.continuous, c.code_range) == (64, 128, 62, [10], 2, 1.0)
-    assert (c.lr_discriminator, c.lr_generator, c.lambda_categorical, c.invariance, c.average, c.init) == (2e-4, 1e-3, 1.0, 0.0, 0.0, "normal")
-    c = ogan.Config(recipe="paper")
-    assert (c.width, c.latent, c.rho_weight, c.rho_generator, c.truncation) == (64, 128, 0.5, 1.0, 1.0)
-    assert (c.gan_loss, c.critic, c.latent_loss) == ("qp", "avg", "pearson")
-    assert (c.optimizer, c.lr_encoder, c.lr_generator, c.average, c.joint_batch, c.init) == ("rmsprop", 1e-4, 1e-4, 0.0, False, "normal")
-    assert infogan.Config(recipe="paper", width=8, invariance=1.0).invariance == 1.0      # what is given stands over the recipe
+    expected = {
+        infogan: {"width": 64, "batch_size": 128, "noise": 62, "categorical": [10],
+                  "continuous": 2, "code_range": 1.0, "lr_discriminator": 2e-4,
+                  "lr_generator": 1e-3, "lambda_categorical": 1.0, "invariance": 0.0,
+                  "average": 0.0, "init": "normal", "separate_q": False, "epochs": 11},
+        ogan: {"width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
+               "truncation": 1.0, "gan_loss": "qp", "critic": "avg", "latent_loss": "pearson",
+               "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4, "average": 0.0,
+               "joint_batch": False, "init": "normal"},
+    }
+    for module, values in expected.items():
+        assert values.items() <= vars(module.Config.paper()).items()
+    given = infogan.Config.paper(width=8, invariance=1.0)         # what is given comes first
+    assert (given.width, given.invariance, given.epochs) == (8, 1.0, 11)
     with folder():
         small_data(64)
         state = run("infogan", "--recipe", "paper", "--epochs", 0)
-        assert state["config"]["lr_discriminator"] == 2e-4 and state["config"]["width"] == 2
+        assert state["config"]["lr_discriminator"] == 2e-4
+        assert state["config"]["width"] == 2
+
+
+def torchrun(*command):
+    torch_run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+                 "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    environment = {**os.environ, "TORCH_HOME": "hub", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*torch_run, *command], capture_output=True, text=True, env=environment)
 
 
 def test_two_processes_train_as_one():
     with folder():
         small_data(128)
-        flags = "--epochs 2 --width 2 --batch-size 32 --data small.pt --device cpu --precision fp32 --out run".split()
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d",
-                               "--rdzv-endpoint=127.0.0.1:0", HERE / "infogan.py", *flags],
-                              capture_output=True, text=True, env={**os.environ, "TORCH_HOME": "hub", "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0 and done.stdout.count("epoch 2/2") == 1, done.stderr
+        flags = ["--epochs", "2", "--width", "2", "--data", "small.pt", "--device", "cpu"]
+        done = torchrun(HERE / "infogan.py", *flags, "--batch-size", "32", "--out", "run")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch 2/2") == 1
         assert json.loads(Path("run/config.json").read_text())["processes"] == 2
-        lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-        state = checkpoint("run")
-        assert [line["epoch"] for line in lines] == [1, 2] and state["optimizers"]["d"]["state"][0]["step"] == 2 * 128 // 32
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
-                               HERE / "infogan.py", *flags[:-1], "odd", "--batch-size", "33"], capture_output=True, text=True)
-        assert done.returncode and "cannot be split over 2" in done.stderr
+        assert [line["epoch"] for line in metrics("run")] == [1, 2]
+        assert checkpoint("run")["optimizers"]["d"]["state"][0]["step"] == 2 * 128 // 32
+        done = torchrun(HERE / "infogan.py", *flags, "--batch-size", "33", "--out", "odd")
+        assert done.returncode
+        assert "cannot be split over 2" in done.stderr
 
 
 def test_averaged_gradients_are_those_of_the_whole_batch():
@@ -1357,50 +2015,19 @@ def test_averaged_gradients_are_those_of_the_whole_batch():
         torch.manual_seed(0)
         net, images, target = torch.nn.Linear(5, 3), torch.randn(8, 5), torch.randn(8, 3)
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        whole = torch.autograd.grad((net(images) - target).square().mean(), list(net.parameters()))
+        loss = (net(images) - target).square().mean()
+        whole = torch.autograd.grad(loss, list(net.parameters()))
         mine = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
         (net(images[mine]) - target[mine]).square().mean().backward()
         common.average_gradients(optimizer)
-        assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(net.parameters(), whole))
-        dist.barrier()                    # gloo aborts now and then where a process leaves while the other is still in its only collective
+        for p, gradient in zip(net.parameters(), whole):
+            assert torch.allclose(p.grad, gradient, atol=1e-6)
+        dist.barrier()       # gloo may abort where one leaves while the other is still at work
         dist.destroy_process_group()"""
-    with folder() as (here, _, _):
+    with folder():
         Path("check.py").write_text(code)
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
-                               "check.py", HERE], capture_output=True, text=True)
+        done = torchrun("check.py", HERE)
         assert done.returncode == 0, done.stderr
-
-
-def test_a_study_fills_in_its_file_and_goes_on():
-    with folder() as (here, out, _):
-        path = small_data(64)
-        small = f"--epochs 2 --width 2 --batch-size 32 --device cpu --data {here / path}"
-        Path("s.json").write_text(json.dumps({"arms": {"a": f"ogan.py {small}", "b": f"ogan.py {small} --latent 1"}, "seeds": {"a": [3, 4], "b": [3]},
-                                              "jobs": 2, "reach": {"rho": -1, "knn_accuracy": 2}, "history": ["rho"],
-                                              "pictures": ["samples", "traversal"]}))
-        common.study("s.json")
-        record = json.loads(Path("s.json").read_text())
-        one, two = record["runs"]["a"]["3"], record["runs"]["a"]["4"]
-        assert one["seed"] == 3 and 0 < one["seconds_to_rho_-1"] < one["seconds"] and one["seconds_to_knn_accuracy_2"] is None
-        n, mean, deviation, least, most = record["summary"]["a"]["rho"]
-        assert len(one["history"]["rho"]) == 2 and one["history"]["rho"][-1] == one["rho"] and Path("s-a-samples.png").exists()
-        assert n == 2 and abs(mean - (one["rho"] + two["rho"]) / 2) < 1e-9 and {least, most} == {one["rho"], two["rho"]}
-        assert abs(deviation - abs(one["rho"] - two["rho"]) / math.sqrt(2)) < 1e-9
-        assert "--latent" in record["runs"]["b"]["3"]["failed"] and record["summary"]["b"] == {}     # a failure is kept and counts for nothing
-        assert list(record["runs"]["b"]) == ["3"]
-        del record["runs"]["a"]["3"]
-        record["runs"]["a"]["4"]["kept"], record["seeds"] = True, [3, 4]
-        Path("s.json").write_text(json.dumps(record))
-        common.study("s.json")
-        again = json.loads(Path("s.json").read_text())
-        assert equal(again["runs"]["a"]["3"]["rho"], one["rho"]) and again["runs"]["a"]["4"]["kept"] and list(again["runs"]["b"]) == ["3", "4"]
-        assert refused(lambda: common.study("none.json"), "none.json", "arms")
-
-
-def test_permutation_test_by_hand():
-    assert common.permutation_test([1.0, 2.0, 3.0], [11.0, 12.0, 13.0]) == 2 / 20
-    assert common.permutation_test([1.0, 4.0], [2.0, 3.0]) == 1.0
-    assert common.permutation_test([1.0, 2.0], [2.5, 4.0, 9.0]) == 2 / 10      # gaps of 3.67 (1, 2) and of 4.67 (4, 9) against 1, 2, 2.5
 
 
 def test_captured_steps_equal_eager_ones():
@@ -1409,94 +2036,290 @@ def test_captured_steps_equal_eager_ones():
     with folder():
         small_data(640)
         for method in METHODS:
-            captured = run(method, "--device", "cuda", "--precision", "fp32", "--out", f"{method}-graph")
+            flags = ["--device", "cuda", "--precision", "fp32"]
+            captured = run(method, *flags, "--out", f"{method}-graph")["history"][-1]
             with mock.patch.object(common.Captured, "WARM_UP", 10**9):
-                eager = run(method, "--device", "cuda", "--precision", "fp32", "--out", f"{method}-eager")
-            for name, value in eager["history"][-1].items():
+                eager = run(method, *flags, "--out", f"{method}-eager")["history"][-1]
+            for name, value in eager.items():
                 if name.startswith("loss"):
-                    assert abs(captured["history"][-1][name] - value) < 0.05, name
+                    assert abs(captured[name] - value) < 0.05, name
+
+
+BAD_FLAGS = [
+    ("--epochs -1", "--epochs"), ("--epochs x", "--epochs"), ("--epochs", "--epochs"),
+    ("--batch-size 1", "--batch-size"), ("--width 0", "--width"), ("--device gpu", "--device"),
+    ("--device meta", "--device meta"), ("--device cpu cpu", "cpu"), ("--data cifar", "--data"),
+    ("--data none.pt", "no such file"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"),
+    ("--seed 9223372036854775808", "at most"), ("--lr-generator nan", "--lr-generator"),
+    ("--width 99999999999999999999", "at most 1000000"), ("--recipe cake", "paper"),
+    ("--precision fp16", "bf16"), ("--resume .", "no such checkpoint"),
+    ("--resume nowhere", "no such checkpoint"), ("--resume . --out x", "cannot change"),
+]
+OWN_BAD_FLAGS = {
+    "infogan": [
+        ("--categorical 1", "--categorical"), ("--categorical --continuous 0", "at least one code"),
+        ("--code-range 0", "--code-range"), ("--continuous 0 --code-range 2", "does nothing"),
+        ("--noise -1", "--noise"), ("--categorical --lambda-categorical 2", "does nothing"),
+        ("--categorical --invariance 1", "does nothing"), ("--detach-trunk", "--no-separate-q"),
+        ("--init zeros", "normal"), ("--lambda-continuous -1", "--lambda-continuous")],
+    "ogan": [
+        ("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"),
+        ("--latent-loss l1", "pearson"), ("--truncation 0", "--truncation"),
+        ("--latent-loss none --rho-weight 3", "does nothing"), ("--average 1", "--average"),
+        ("--rho-weight -1", "--rho-weight")],
+}
 
 
 def test_bad_flags_get_one_line():
-    cases = [("--epochs -1", "--epochs"), ("--epochs x", "--epochs"), ("--batch-size 1", "--batch-size"), ("--width 0", "--width"), ("--device gpu", "--device"),
-             ("--data cifar", "--data"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"), ("--lr-generator nan", "--lr-generator"), ("--recipe cake", "paper"), ("--precision fp16", "bf16"),
-             ("--seed 9223372036854775808", "at most"), ("--width 99999999999999999999", "at most 1000000"), ("--device meta", "--device meta"),
-             ("--device cpu cpu", "cpu"), ("--epochs", "--epochs"), ("--data none.pt", "no such file"), ("--resume .", "no such checkpoint"), ("--resume nowhere", "no such checkpoint"), ("--resume . --out x", "cannot change")]
-    own = {"infogan": [("--categorical 1", "--categorical"), ("--categorical --continuous 0", "at least one code"), ("--code-range 0", "--code-range"),
-                       ("--noise -1", "--noise"), ("--continuous 0 --code-range 2", "does nothing"), ("--categorical --lambda-categorical 2", "does nothing"),
-                       ("--detach-trunk", "--no-separate-q"), ("--categorical --invariance 1", "does nothing"), ("--init zeros", "normal"), ("--lambda-continuous -1", "--lambda-continuous")],
-           "ogan": [("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"), ("--latent-loss l1", "pearson"),
-                    ("--truncation 0", "--truncation"), ("--latent-loss none --rho-weight 3", "does nothing"),
-                    ("--average 1", "--average"), ("--rho-weight -1", "--rho-weight")]}
+    cases = list(BAD_FLAGS)
     if not torch.cuda.is_available():
         cases.append(("--device cuda", "--device cuda"))
     for method, module in METHODS.items():
         with folder():
-            for line, word in cases + own[method]:
-                assert refused(lambda: module.main(line.split()), method, word), line
+            for line, word in cases + OWN_BAD_FLAGS[method]:
+                refused(lambda module=module, line=line: module.main(line.split()), method, word)
             assert not list(Path().iterdir())
+
+
+def test_help_tells_both_recipes():
+    for method in METHODS:
+        with folder() as (_, out, _):
+            try:
+                METHODS[method].main(["--help"])
+            except SystemExit as stop:
+                assert not stop.code
+            text = " ".join(out.getvalue().split())
+            assert "(default: 32; paper: 64)" in text
+            assert "--recipe" in text
+
+
+# ---------------------------------------------------------------- studies
+
+
+def test_a_study_fills_in_its_file_and_goes_on():
+    with folder() as (here, _, _):
+        small = f"--epochs 2 --width 2 --batch-size 32 --device cpu --data {here / small_data(64)}"
+        asked = {"arms": {"a": f"ogan.py {small}", "b": f"ogan.py {small} --latent 1",
+                          "c": f"infogan.py {small}"},
+                 "seeds": {"a": [3, 4], "b": [3], "c": [5]}, "jobs": 2, "history": ["loss_g"],
+                 "reach": {"rho": -1, "knn_accuracy": 2}, "pictures": ["samples", "traversal"]}
+        Path("s.json").write_text(json.dumps(asked))
+        study.study("s.json")
+        record = json.loads(Path("s.json").read_text())
+        one, two = record["runs"]["a"]["3"], record["runs"]["a"]["4"]
+        assert one["seed"] == 3
+        assert 0 < one["seconds_to_rho_-1"] < one["seconds"]
+        assert one["seconds_to_knn_accuracy_2"] is None
+        assert len(one["history"]["loss_g"]) == 2
+        assert one["history"]["loss_g"][-1] == one["loss_g"]
+        assert Path("s-a-samples.png").exists() and Path("s-c-traversal.png").exists()
+        n, mean, deviation, least, most = record["summary"]["a"]["rho"]
+        assert (n, {least, most}) == (2, {one["rho"], two["rho"]})
+        assert abs(mean - (one["rho"] + two["rho"]) / 2) < 1e-9
+        assert abs(deviation - abs(one["rho"] - two["rho"]) / math.sqrt(2)) < 1e-9
+        assert "effect.c2.slant.0" in record["summary"]["c"]
+        assert "--latent" in record["runs"]["b"]["3"]["failed"]   # a failure is kept
+        assert record["summary"]["b"] == {}                       # and counts for nothing
+
+        del record["runs"]["a"]["3"]
+        record["runs"]["a"]["4"]["kept"] = True
+        record["seeds"] = {"a": [3, 4], "b": [3, 4], "c": [5]}
+        Path("s.json").write_text(json.dumps(record))
+        study.study("s.json")
+        again = json.loads(Path("s.json").read_text())
+        assert again["runs"]["a"]["3"]["rho"] == one["rho"]
+        assert again["runs"]["a"]["4"]["kept"]
+        assert list(again["runs"]["b"]) == ["3", "4"]
+
+
+def test_a_study_runs_the_two_methods_only():
+    with folder():
+        for content in ({"arms": {"a": "evil.py --rm"}, "seeds": [0]},
+                        {"arms": {"a": "ogan.py", "b": "sh -c ls"}, "seeds": [0]},
+                        {"arms": {"a": ""}, "seeds": [0]}, {"arms": {}, "seeds": [0]},
+                        {"arms": {"a": "ogan.py"}}, {"arms": ["ogan.py"], "seeds": [0]}, [1]):
+            Path("s.json").write_text(json.dumps(content))
+            refused(lambda: study.main(["s.json"]), "s.json")
+        refused(lambda: study.main(["none.json"]), "none.json", "arms")
+        refused(lambda: study.main([]), "results/infogan.json")
+
+
+def test_stored_studies_are_whole():
+    """Every study in results/ has all the runs that it asks for, and a summary that follows from
+    them."""
+    for path in (HERE / "results").glob("*.json"):
+        record, seeds = study.read_study(path)
+        for arm in record["arms"]:
+            assert set(record["runs"][arm]) == set(seeds[arm]), (path.name, arm)
+        again = json.loads(path.read_text())
+        study.summarise(again)
+        assert again["summary"] == record["summary"], path.name
+        assert again["compared"] == record["compared"], path.name
+
+
+def test_permutation_test_by_hand():
+    assert study.permutation_test([1.0, 2.0, 3.0], [11.0, 12.0, 13.0]) == 2 / 20
+    assert study.permutation_test([1.0, 4.0], [2.0, 3.0]) == 1.0
+    # gaps as large as that of (1, 2) against the rest: itself, and (4, 9) against the rest
+    assert study.permutation_test([1.0, 2.0], [2.5, 4.0, 9.0]) == 2 / 10
+
+
+# ---------------------------------------------------------------- in a project of yours
+
+
+def python_blocks(path):
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_python_in_the_readme_runs():
+    """Every Python block of README.md as it stands, one after another, on small runs and images;
+    what needs more than torch is compiled only."""
+    blocks = python_blocks(HERE / "README.md")
+    assert len(blocks) >= 3
+    with folder():
+        small_data(labels=False, path="mine.pt")
+        small_data()
+        for method in METHODS:
+            run(method, "--out", f"runs/{method}-1")
+        for number, block in enumerate(blocks):
+            code = compile(block, f"README.md, Python block {number + 1}", "exec")
+            if "PIL" not in block:
+                exec(code, {"__name__": "__main__"})
+
+
+def test_both_methods_work_inside_a_package():
+    code = ("import warnings, torch\n"
+            "from mypkg.infogan import InfoGAN\n"
+            "from mypkg.ogan import OGAN\n"
+            "import mypkg.common\n"
+            "assert InfoGAN(width=2).sample(2).shape == OGAN(width=2).sample(2).shape\n"
+            "try:\n"
+            "    OGAN((1, 30, 30))\n"
+            "except mypkg.common.InputError:\n"
+            "    print('fine')\n")
+    with folder():
+        Path("mypkg").mkdir()
+        Path("mypkg/__init__.py").touch()
+        for name in ("common", "infogan", "ogan"):
+            shutil.copy(HERE / f"{name}.py", "mypkg")
+        environment = {**os.environ, "TORCH_HOME": "hub"}
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              env=environment)
+        assert done.stdout == "fine\n", done.stderr
+        small_data(40)
+        command = [sys.executable, "-m", "mypkg.ogan", "--epochs", "0", "--width", "2",
+                   "--data", "small.pt"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert Path("runs/ogan-1/index.html").exists()
+
+
+def test_import_changes_nothing():
+    """No output, no file, no argument read; random state, types, warning filters, signals, threads
+    and the socket timeout are as torch alone leaves them."""
+    state = ("import signal, socket, warnings\n"
+             "print(torch.get_default_dtype(), torch.get_num_threads(), socket.getdefaulttimeout(),"
+             " signal.getsignal(signal.SIGINT), [str(f) for f in warnings.filters])\n")
+    code = "import sys; sys.argv = ['x', '--epochs', 'many']; import {}; import torch\n" + state
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
+    with tempfile.TemporaryDirectory() as name:
+        printed = {}
+        for module in ("torch", "common", "infogan", "ogan"):
+            done = subprocess.run([sys.executable, "-c", code.format(module)], cwd=name,
+                                  capture_output=True, text=True, env=environment)
+            assert done.returncode == 0, done.stderr
+            assert module == "torch" or done.stderr == "", done.stderr
+            printed[module] = done.stdout
+        assert len(set(printed.values())) == 1, printed
+        assert not list(Path(name).iterdir())
+    for module in METHODS:
+        before = torch.get_rng_state()
+        runpy.run_path(str(HERE / f"{module}.py"), run_name="a copy")
+        assert torch.equal(before, torch.get_rng_state())
 
 
 # ---------------------------------------------------------------- the sources
 
+
 def test_only_torch_the_standard_library_and_our_modules_are_imported():
-    allowed = sys.stdlib_module_names | {"torch", "common", "infogan", "ogan"}
-    for name in ("common", "infogan", "ogan", "test_all"):
-        for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text())):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
-            assert all(m.split(".")[0] in allowed for m in modules), (name, modules)
-    assert not {"infogan", "ogan"} & {w for w in re.findall(r"import (\w+)|from (\w+) import", (HERE / "common.py").read_text()) for w in w}
+    ours = {"common", "infogan", "ogan", "study"}
+    imported = {}
+    for path in (*HERE.glob("*.py"), *(HERE / "results").glob("*.py")):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(node.module.split(".")[0])
+        imported[path.stem] = modules
+        assert modules <= sys.stdlib_module_names | {"torch"} | ours, path
+    assert not imported["common"] & ours
+    assert imported["infogan"] & ours == imported["ogan"] & ours == {"common"}
 
 
-def test_import_does_nothing():
-    with tempfile.TemporaryDirectory() as name:
-        for module in ("common", "infogan", "ogan"):
-            code = f"import sys; sys.argv = ['x', '--epochs', 'many']; import {module}"
-            done = subprocess.run([sys.executable, "-c", code], cwd=name, capture_output=True, text=True,
-                                  env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"})
-            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
-            state, dtype = torch.get_rng_state(), torch.get_default_dtype()
-            runpy.run_path(str(HERE / f"{module}.py"), run_name="a copy")
-            assert torch.equal(state, torch.get_rng_state()) and dtype == torch.get_default_dtype()
-        assert not list(Path(name).iterdir())
-
-
-def test_readme_names_every_flag_and_key():
-    readme = (HERE / "README.md").read_text()
+def test_the_readmes_name_every_flag_and_key():
+    front, notebook = HERE / "README.md", HERE / "results" / "README.md"
+    notes = notebook.read_text()
+    flags = {"--recipe", "--help", "--long", "--extra-index-url", "--index-url"}
     for module in METHODS.values():
         for f in fields(module.Config):
-            assert f"`--{f.name.replace('_', '-')}" in readme, f.name
+            flags |= {common.flag_of(f), "--no-" + common.flag_of(f)[2:]}
+            assert f"`{common.flag_of(f)}" in notes, f.name
+    for path in (front, notebook, HERE / "results" / "README.zh.md"):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text()):
+            assert flag in flags, (path.name, flag)
     with folder():
-        images, labels, factors = common.draw_digits(100)
+        small_data(64)
         for method in METHODS:
-            small_data(64)
             run(method, "--out", method)
-            for key in json.loads(Path(method, "metrics.jsonl").read_text().splitlines()[-1]):
-                assert f"`{key}`" in readme, key
+            for key in [*metrics(method)[-1], *study.measures(method)]:
+                assert f"`{key}`" in notes, key
+
+
+def test_links_in_the_readmes_lead_somewhere():
+    for path in (HERE / "README.md", HERE / "results" / "README.md",
+                 HERE / "results" / "README.zh.md"):
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            if not link.startswith("http"):
+                assert (path.parent / link).exists(), (path.name, link)
 
 
 def test_scripts_declare_torch_alone():
     for name in ("infogan", "ogan", "test_all"):
         head = (HERE / f"{name}.py").read_text().split("# ///\n")[0]
-        assert head.startswith("# /// script\n") and re.findall(r'"(\w+)[^"]*"', head.split("dependencies")[1]) == ["torch"]
+        assert head.startswith("# /// script\n")
+        assert re.findall(r'"(\w+)[^"]*"', head.split("dependencies")[1]) == ["torch"]
 
 
-def main(names):
-    tests = {k: v for k, v in globals().items() if k.startswith("test_") and (not names or any(n in k for n in names))}
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
+def run_test(name):
+    """passed, skipped or failed; the seconds it took; and why, where it did not pass."""
     torch.set_num_threads(1)   # for tensors this small more threads only wait for one another
-    for name, test in tests.items():
-        began = time.perf_counter()
-        try:
-            test()
-            outcome, why = "passed", ""
-        except unittest.SkipTest as skip:
-            outcome, why = "skipped", f": {skip}"
-        except BaseException:
-            outcome, why = "failed", "\n" + traceback.format_exc()
-        counts[outcome] += 1
-        print(f"{outcome:8}{time.perf_counter() - began:6.1f} s  {name}{why}", flush=True)
-    print(f"{counts['passed']} passed, {counts['failed']} failed" + (f", {counts['skipped']} skipped" if counts["skipped"] else ""))
+    began = time.perf_counter()
+    outcome, why = "passed", ""
+    try:
+        globals()[name]()
+    except unittest.SkipTest as skip:
+        outcome, why = "skipped", f": {skip}"
+    except BaseException:
+        outcome, why = "failed", "\n" + traceback.format_exc()
+    return outcome, time.perf_counter() - began, why
+
+
+def main(parts):
+    """Run the tests whose names hold one of `parts`, two at a time; 1 if one failed or none ran."""
+    names = [name for name in globals() if name.startswith("test_")]
+    if parts:
+        names = [name for name in names if any(part in name for part in parts)]
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    spawn = multiprocessing.get_context("spawn")                  # each with a torch of its own
+    with concurrent.futures.ProcessPoolExecutor(2, spawn) as pool:
+        for name, (outcome, seconds, why) in zip(names, pool.map(run_test, names)):
+            counts[outcome] += 1
+            print(f"{outcome:8}{seconds:6.1f} s  {name}{why}", flush=True)
+    if not counts["skipped"]:
+        del counts["skipped"]
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     return 1 if counts["failed"] or not counts["passed"] else 0
 
 
