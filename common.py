@@ -179,16 +179,14 @@ def check_images(images, model):
 
 
 def prepare(images, model):
-    """Images (N, *model.shape), uint8 or floats in [0, 1], as floats of the model's type and
-    device."""
+    """Images (N, *model.shape), uint8 or in [0, 1], as floats of the model's type and device."""
     check_images(images, model)
     floats = images.to(next(model.parameters()))
     return floats / 255 if images.dtype == torch.uint8 else floats
 
 
 def clamp_rounding(images):
-    """Floats a rounding error outside [0, 1], as resizing gives, clamped; InputError further
-    out."""
+    """Clamp floats a rounding error outside [0, 1], as resizing gives; InputError further out."""
     if not images.numel():
         return images
     low, high = images.min(), images.max()
@@ -211,8 +209,7 @@ def evaluating(model):
 
 
 def in_batches(function, tensor, size=1000):
-    """function over slices of `size` rows, outputs concatenated; uint8 arrives as float in [0,
-    1]."""
+    """function over slices of `size` rows, concatenated; uint8 arrives as float in [0, 1]."""
     outputs = []
     for part in tensor.split(size):
         if part.dtype == torch.uint8:
@@ -390,8 +387,7 @@ def download(file, mirrors, checksum, folder):
 
 
 def fetch(url, path):
-    """torch.hub's download of url to path, which alone would wait for a silent server without
-    end."""
+    """torch.hub's download of url to path; alone it would wait for a silent server for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(MIRROR_TIMEOUT)
     try:
@@ -910,8 +906,7 @@ def report(title, config, history, scores, pictures):
 # ---------------------------------------------------------------- options and the command line
 
 def option(default, help, low=0, high=None, choices=None):
-    """A dataclass field that is at once a default, a flag with its help, and the limits of its
-    value.
+    """A dataclass field that is a default, a flag with its help, and the limits of its value.
 
     `high` is 10**6 where not given, and no limit for floats.
     """
@@ -994,8 +989,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(Config, method, description, argv=None):
-    """The command line as a Config. With --resume it is the run's, and only where to run may
-    change."""
+    """The command line as a Config; with --resume that of the run, and little may change."""
     parser = Parser(description=description.strip().splitlines()[0], allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", choices=["best", "paper"],
@@ -1326,7 +1320,7 @@ class Run:
         self.device = data.images.device
         self.epoch, self.step, self.order, self.sums, self.seconds = 0, 0, None, None, 0.0
         self.history, self.frames = [], []
-        self.losses, self.stopping = {}, False
+        self.names, self.means, self.stopping = [], {}, False
         self.rank, self.processes = processes()
         if config.resume:
             self.folder = Path(config.resume)
@@ -1415,7 +1409,7 @@ class Run:
             while self.epoch < self.config.epochs:
                 yield self.epoch + 1
             if self.stopping:
-                raise KeyboardInterrupt(f"stopped and saved before the final scores; "
+                raise KeyboardInterrupt("stopped and saved before the final scores; "
                                         f"{self._resume()}")
         finally:
             put_back()
@@ -1451,8 +1445,8 @@ class Run:
         means = self._mean_losses()                    # waits for the device: the clock is honest
         self.seconds = time.perf_counter() - began
         self._check_weights()
-        self.losses = means | {"seconds": self.seconds,
-                               "images_per_second": steps * size / self.seconds}
+        rate = steps * size / self.seconds
+        self.means = means | {"seconds": self.seconds, "images_per_second": rate}
 
     def log(self, losses):
         """Add one step's losses, a dict of 0-d tensors; they stay on the device until a report."""
@@ -1461,8 +1455,7 @@ class Run:
         self.sums = values if self.sums is None else self.sums + values
 
     def _mean_losses(self):
-        """name -> mean over the epoch's steps so far; InputError for the first that is not
-        finite."""
+        """name -> mean over the epoch's steps so far; InputError if one is not finite."""
         if self.sums is None:
             return {}
         means = dict(zip(self.names, (self.sums / self.step).tolist()))
@@ -1497,7 +1490,7 @@ class Run:
     def end_epoch(self, scores):
         """Add the epoch's line to the metrics, with these scores, and write everything."""
         self.epoch += 1
-        line = {"epoch": self.epoch, "data": self.data.name, **self.losses, **defined(scores)}
+        line = {"epoch": self.epoch, "data": self.data.name, **self.means, **defined(scores)}
         self.history.append(line)
         self.step, self.order, self.sums, self.seconds = 0, None, None, 0.0
         self._write(line, new_frame=True)

@@ -73,14 +73,12 @@ def generator_loss(fake):
 
 
 def categorical_information(logits, onehot):
-    """L_I of a categorical code in nats, Equation 5: (N, K) and (N, K) to a scalar, at most ln
-    K."""
+    """L_I of a categorical code in nats, Equation 5: (N, K) twice to a scalar, at most ln K."""
     return math.log(onehot.shape[1]) - F.cross_entropy(logits, onehot)
 
 
 def continuous_information(mean, std, values, code_range=1.0):
-    """L_I of each continuous code in nats, Equation 5: three of (N, C) to (C,); there is no
-    ceiling."""
+    """L_I of each continuous code in nats, Equation 5: (N, C) thrice to (C,); no ceiling."""
     nll = 0.5 * ((values - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)
     return math.log(2 * code_range) - nll.mean(0)
 
@@ -120,6 +118,7 @@ def training_step(model, d_optimizer, g_optimizer, real, lambda_categorical=1.0,
     """
     weights = {"code_range": model.code_range, "lambda_categorical": lambda_categorical,
                "lambda_continuous": lambda_continuous}
+    real = common.prepare(real, model)
     latent = model.sample_latent(len(real))
     target = model.split_latent(latent)
 
@@ -160,8 +159,7 @@ def training_step(model, d_optimizer, g_optimizer, real, lambda_categorical=1.0,
 
 
 class Latent(NamedTuple):
-    """The parts of N latents: noise (N, noise), a list of one-hot (N, K), continuous (N,
-    continuous)."""
+    """The parts of N latents: noise (N, noise), one-hot (N, K) a category, continuous codes."""
     noise: torch.Tensor
     categorical: list[torch.Tensor]
     continuous: torch.Tensor
@@ -249,13 +247,12 @@ class InfoGAN(nn.Module):
         return [weight for name, weight in named if not name.startswith("generator.")]
 
     def sample_latent(self, n, categorical=None, continuous=None, generator=None):
-        """n latents from the prior, with the codes that are given held fixed; on the model's
-        device.
+        """n latents from the prior on the model's device, the codes that are given held fixed.
 
         categorical: a category of the first code for all, (n,) one for each, or (n, m) for the
         first m codes. continuous: what broadcasts to (n, continuous); values beyond the prior's
-        range extrapolate. generator: a torch.Generator on that device, in place of torch's global
-        one. Errors: InputError if the codes do not fit.
+        range extrapolate. generator: a torch.Generator in place of torch's global one.
+        Errors: InputError if the codes do not fit.
         """
         like = next(self.parameters())
         random = {"device": like.device, "generator": generator}
@@ -317,8 +314,7 @@ class InfoGAN(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """The model in a run folder, a checkpoint.pt or a saved file, in eval mode; InputError if
-        there is none."""
+        """The model in a run folder or a saved file, in eval mode; InputError if there is none."""
         return common.load_model(cls, "infogan", path, device)
 
 
@@ -327,8 +323,7 @@ class InfoGAN(nn.Module):
 
 @dataclass
 class Config(common.RunConfig):
-    """The options of a run, `train(Config(...))` or --flags; `Config.paper()` has them as
-    published."""
+    """The options of a run, for `train` and as flags; `Config.paper()` has them as published."""
     noise: int = common.option(62, "noise variables z, which nobody predicts")
     categorical: list[int] = common.option(
         [10], "sizes of the categorical codes, e.g. 10 5 5; nothing after it for none", low=2)
@@ -373,13 +368,12 @@ class Config(common.RunConfig):
 
 
 def scores(model, data, judge=None):
-    """Scores on the test images and common.SAMPLES fresh samples, with the keys of
-    results/README.md; those that need `judge` only with one."""
+    """Scores on the test images and common.SAMPLES fresh samples; results/README.md has the keys.
+    Those that need `judge` are there with one only."""
     seeded = torch.Generator(data.images.device).manual_seed(0)
     latent = model.sample_latent(common.SAMPLES, generator=seeded)
     samples = model.decode(latent)
-    with torch.no_grad():
-        codes = model._codes(common.evaluate_images(model, model._q, samples))
+    codes = model._codes(common.evaluate_images(model, model._q, samples))
     target = model.split_latent(latent)
     categorical = map(categorical_information, codes.categorical, target.categorical)
     continuous = continuous_information(codes.mean, codes.std, target.continuous, model.code_range)

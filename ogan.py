@@ -73,8 +73,7 @@ from torch import nn
 
 
 def standardise(v):
-    """N(v) = (v - avg v) / std v over the last dimension, population std; zeros for a constant
-    v."""
+    """N(v) = (v - avg v) / std v over the last dimension, population std; 0 for a constant v."""
     v = v - v.mean(-1, keepdim=True)
     return v / v.square().mean(-1, keepdim=True).clamp(min=1e-12).sqrt()
 
@@ -233,8 +232,7 @@ class OGAN(nn.Module):
         return self.decode(self.truncation * self.encode(images))
 
     def interpolate(self, a, b, steps=10):
-        """Frames (steps, C, H, W) from the reconstruction of image a to that of b, (C, H, W)
-        each."""
+        """Frames (steps, C, H, W) between the reconstructions of two images (C, H, W)."""
         start, end = self.encode(torch.stack([a, b]))
         t = torch.linspace(0, 1, steps, device=start.device)[:, None]
         return self.decode(self.truncation * standardise(start + t * (end - start)))
@@ -245,8 +243,7 @@ class OGAN(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """The model in a run folder, a checkpoint.pt or a saved file, in eval mode; InputError if
-        there is none."""
+        """The model in a run folder or a saved file, in eval mode; InputError if there is none."""
         return common.load_model(cls, "ogan", path, device)
 
 
@@ -255,8 +252,7 @@ class OGAN(nn.Module):
 
 @dataclass
 class Config(common.RunConfig):
-    """The options of a run, `train(Config(...))` or --flags; `Config.paper()` has them as
-    published."""
+    """The options of a run, for `train` and as flags; `Config.paper()` has them as published."""
     batch_size: int = common.option(64, "images in a training step", low=2)
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = common.option(2.0, "lambda, the weight of the latent loss")
@@ -298,8 +294,8 @@ class Config(common.RunConfig):
 
 
 def scores(model, data, judge=None):
-    """Scores on the test images and common.SAMPLES fresh samples, with the keys of
-    results/README.md; those that need `judge` only with one."""
+    """Scores on the test images and common.SAMPLES fresh samples; results/README.md has the keys.
+    Those that need `judge` are there with one only."""
     seeded = torch.Generator(data.images.device).manual_seed(0)
     latent = model.sample_latent(common.SAMPLES, seeded)
     samples = model.decode(latent)
@@ -324,8 +320,7 @@ def scores(model, data, judge=None):
 
 
 def figures(model, data):
-    """What a run shows, name -> (picture, caption), from the same latents and images on every
-    call."""
+    """What a run shows, name -> (picture, caption), of the same latents and images each time."""
     seeded = torch.Generator(data.images.device).manual_seed(1)
     samples = model.decode(model.sample_latent(100, seeded))
     images = data.test_images[:50].float() / 255

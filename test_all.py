@@ -495,8 +495,7 @@ class Blanker(torch.optim.SGD):
 
 
 def test_a_step_under_autocast_uses_the_weights_that_it_has():
-    """In bfloat16 G learns from D as D's update has left it: nothing, from one whose weights are
-    0."""
+    """In bfloat16 G learns from D as its update left it: nothing, where that made D's weights 0."""
     real = common.draw_digits(16)[0].float() / 255
     model = infogan.InfoGAN(width=4).train()
     g = Recorder(model.g_parameters(), 1.0)
@@ -1507,8 +1506,7 @@ def die_at(point):
 
 
 def go_on(name):
-    """Flags to go on with a run; one killed before its first save had nothing to lose and begins
-    anew."""
+    """Flags to go on with a run; one killed before its first save has nothing to lose."""
     if Path(name).exists() and whole(name) is None:
         Path(name).rename(f"{name}-never-began-{random.random()}")
     return ("--resume", name) if Path(name).exists() else ("--out", name, "--epochs", 2)
@@ -1661,8 +1659,7 @@ def test_output_that_cannot_be_printed():
 
 
 def test_small_and_read_only_file_systems():
-    """A tmpfs too small for a run, and one that is read-only, in a mount name space of their
-    own."""
+    """A file system too small for a run, and one that is read-only."""
     commands = """set -e
         mkdir small; mount -t tmpfs -o size=300k tmpfs small; cp small.pt small/; cd small
         say() { "$PYTHON" "$HERE/ogan.py" "$@" 2>&1 >/dev/null || echo "status $?"; }
@@ -2145,8 +2142,7 @@ def test_a_study_runs_the_two_methods_only():
 
 
 def test_stored_studies_are_whole():
-    """Every study in results/ has all the runs that it asks for, and a summary that follows from
-    them."""
+    """Every study in results/ has the runs that it asks for, and a summary that follows."""
     for path in (HERE / "results").glob("*.json"):
         record, seeds = study.read_study(path)
         for arm in record["arms"]:
@@ -2261,7 +2257,7 @@ def test_only_torch_the_standard_library_and_our_modules_are_imported():
 def test_the_readmes_name_every_flag_and_key():
     front, notebook = HERE / "README.md", HERE / "results" / "README.md"
     notes = notebook.read_text()
-    flags = {"--recipe", "--help", "--long", "--extra-index-url", "--index-url"}
+    flags = {"--recipe", "--help", "--long", "--index-url", "--nproc-per-node"}
     for module in METHODS.values():
         for f in fields(module.Config):
             flags |= {common.flag_of(f), "--no-" + common.flag_of(f)[2:]}

@@ -217,8 +217,7 @@ def study(path, flags=()):
 
 
 def read_study(path):
-    """The record in a study file and its seeds as arm -> list of strings; InputError if it is
-    none."""
+    """The record in a study file, its seeds as arm -> list of strings; InputError if it is none."""
     try:
         record = json.loads(path.read_text())
         arms, seeds = record["arms"], record["seeds"]
