@@ -1,8 +1,7 @@
 """common.py: what infogan.py and ogan.py share, and nothing about either paper.
 
-In this order: network blocks, data sets, drawn digits, scores, pictures and the page that shows
-them, options and the command line, device, the run (loop, checkpoint, report). Needs torch and the
-standard library. Images are float tensors (N, C, H, W) in [0, 1] unless uint8 is said.
+In this order: network blocks, data sets, drawn digits, scores, pictures and page, options and
+device, the run. Images are float tensors (N, C, H, W) in [0, 1] unless uint8 is said.
 """
 
 import argparse
@@ -73,14 +72,13 @@ def convolutional_trunk(shape, width, slope):
     With `width` 64 its layers have 64 and 128 channels and 1024 units; `slope` is the leaky ReLU's.
     """
     c, h, w = check_shape(shape)
-    pixels = (h // 4) * (w // 4)
+    units = 2 * width * (h // 4) * (w // 4)
     return nn.Sequential(
-        # (N, width, H/2, W/2), then (N, 2 width, H/4, W/4), then (N, 16 width)
+        # to (N, width, H/2, W/2), (N, 2 width, H/4, W/4), (N, 16 width)
         nn.Conv2d(c, width, 4, 2, 1), nn.LeakyReLU(slope),
         nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width),
         nn.LeakyReLU(slope), nn.Flatten(),
-        nn.Linear(2 * width * pixels, 16 * width, bias=False), nn.BatchNorm1d(16 * width),
-        nn.LeakyReLU(slope))
+        nn.Linear(units, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))
 
 
 def convolutional_generator(inputs, shape, width, activation):
@@ -91,7 +89,7 @@ def convolutional_generator(inputs, shape, width, activation):
     c, h, w = check_shape(shape)
     units = 2 * width * (h // 4) * (w // 4)
     return nn.Sequential(
-        # (N, 16 width), then (N, 2 width, H/4, W/4), then (N, width, H/2, W/2), then (N, C, H, W)
+        # to (N, 16 width), (N, 2 width, H/4, W/4), (N, width, H/2, W/2), (N, C, H, W)
         nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),
         nn.Linear(16 * width, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(),
         nn.Unflatten(1, (2 * width, h // 4, w // 4)),
@@ -108,12 +106,10 @@ def initialise(module):
 
 
 class MovingAverage:
-    """A moving average of a model's weights and statistics: `average.model`, to sample and encode
-    by.
+    """A moving average of a model's weights and statistics: `average.model` samples and encodes.
 
     At update n it keeps min(decay, (1 + n) / (10 + n)) of itself, so it spans the last tenth of a
     young model's updates and 1 / (1 - decay) of an old one's. With decay 0 it is the model itself.
-
     torch.optim.swa_utils.AveragedModel asks on the CPU whether an update is the first; this one
     counts on the device, so that a CUDA graph can replay it.
     """
@@ -121,9 +117,7 @@ class MovingAverage:
     def __init__(self, model, decay):
         self.decay = decay
         self.updates = torch.zeros((), device=next(model.parameters()).device)
-        self.model = model
-        if decay:
-            self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model = copy.deepcopy(model).requires_grad_(False).eval() if decay else model
 
     @torch.no_grad()
     def update(self, model):
@@ -150,49 +144,34 @@ def warp(images, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14):
         return (torch.rand(len(images), device=images.device) * 2 - 1) * bound
 
     angle = uniform(rotation)
-    scale_x = 1 + uniform(scale)
-    scale_y = 1 + uniform(scale)
+    wide = 1 + uniform(scale)
+    high = 1 + uniform(scale)
     lean = uniform(shear)
-    shift_x = uniform(2 * shift)                                    # in units of half the image
-    shift_y = uniform(2 * shift)
+    right = uniform(2 * shift)                                      # in units of half the image
+    down = uniform(2 * shift)
     cos, sin = angle.cos(), angle.sin()
-    row_x = torch.stack([scale_x * cos, scale_x * (lean * cos - sin), shift_x], 1)
-    row_y = torch.stack([scale_y * sin, scale_y * (lean * sin + cos), shift_y], 1)
+    row_x = torch.stack([wide * cos, wide * (lean * cos - sin), right], 1)
+    row_y = torch.stack([high * sin, high * (lean * sin + cos), down], 1)
     theta = torch.stack([row_x, row_y], 1).to(images.dtype)         # (N, 2, 3)
     grid = F.affine_grid(theta, images.shape, align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def check_images(images, model):
-    """InputError unless images are uint8 or float and (N, *model.shape).
+def prepare(images, model):
+    """Images (N, *model.shape), uint8 or in [0, 1], as floats of the model's type and device.
 
-    Of another size strided convolutions would go unnoticed over what a generator does not make.
+    Errors: InputError for other types, and for other sizes, which strided convolutions may well
+    take.
     """
     what = type(images).__name__
     if torch.is_tensor(images):
         what = f"{images.dtype} {tuple(images.shape)}"
-        if images.dtype == torch.uint8 or images.is_floating_point():
-            if images.shape[1:] == model.shape:
-                return
+        if images.shape[1:] == model.shape and images.dtype == torch.uint8:
+            return images.to(next(model.parameters())) / 255
+        if images.shape[1:] == model.shape and images.is_floating_point():
+            return images.to(next(model.parameters()))
     raise InputError(f"images are {what}; expected a tensor, uint8 or float, of shape (N, "
                      f"{', '.join(map(str, model.shape))})")
-
-
-def prepare(images, model):
-    """Images (N, *model.shape), uint8 or in [0, 1], as floats of the model's type and device."""
-    check_images(images, model)
-    floats = images.to(next(model.parameters()))
-    return floats / 255 if images.dtype == torch.uint8 else floats
-
-
-def clamp_rounding(images):
-    """Clamp floats a rounding error outside [0, 1], as resizing gives; InputError further out."""
-    if not images.numel():
-        return images
-    low, high = images.min(), images.max()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):                     # nor are NaN
-        raise InputError(f"images go from {low:g} to {high:g}; expected floats in [0, 1], or uint8")
-    return images.clamp(0, 1)
 
 
 @contextlib.contextmanager
@@ -212,34 +191,40 @@ def in_batches(function, tensor, size=1000):
     """function over slices of `size` rows, concatenated; uint8 arrives as float in [0, 1]."""
     outputs = []
     for part in tensor.split(size):
-        if part.dtype == torch.uint8:
-            part = part.float() / 255
-        outputs.append(function(part))
+        outputs.append(function(part.float() / 255 if part.dtype == torch.uint8 else part))
     return torch.cat(outputs)
 
 
-def evaluate_images(model, function, images):
-    """function over images (N, C, H, W) in [0, 1] or uint8, in batches and the model's eval mode.
+def evaluate(function, images, model):
+    """function over images (N, C, H, W), uint8 or in [0, 1], in batches and the model's eval mode.
 
-    Errors: InputError for what `check_images` and `clamp_rounding` refuse.
+    Floats a rounding error outside [0, 1], as resizing gives, are clamped. Errors: InputError for
+    floats further out, and as `prepare`.
     """
-    check_images(images, model)
+    outputs = []
     with evaluating(model):
-        return in_batches(lambda part: function(clamp_rounding(part)), images)
+        for i in range(0, max(len(images), 1), 1000):
+            part = prepare(images[i:i + 1000], model)
+            if part.numel() and not (part.min() >= -1e-3 and part.max() <= 1 + 1e-3):
+                raise InputError(f"images go from {part.min():g} to {part.max():g}; expected "
+                                 "floats in [0, 1], or uint8")
+            outputs.append(function(part.clamp(0, 1)))
+    return torch.cat(outputs)
 
 
 def save_model(model, method, path, **optimizers):
-    """Write a model, and optimisers by name, so that `load_model` reads it; see write_file."""
-    write_file(path, saved_bytes({
-        "method": method, "options": model.options, "model": model.state_dict(),
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()}}))
+    """Write a model, and optimisers by name, for `load_model`; InputError if it cannot be
+    written."""
+    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+    write_file(path, saved_bytes({"method": method, "options": model.options,
+                                  "model": model.state_dict(), "optimizers": states}))
 
 
 def load_model(cls, method, path, device="cpu"):
-    """cls(**options) with the weights in `path`, in eval mode: of a saved model or a run folder.
+    """The model in a file of `save_model` or in a run folder (its average), in eval mode.
 
-    A run's moving average is preferred to its last weights. torch's random state stays as it was.
-    Errors: InputError if the file is none of this method's, is damaged or does not fit this code.
+    torch's random state stays as it was. Errors: InputError if the file is none of this method's,
+    is damaged, or does not fit this code.
     """
     device = pick_device(device)
     state = read_checkpoint(path, method)
@@ -252,43 +237,26 @@ def load_model(cls, method, path, device="cpu"):
 
 # ---------------------------------------------------------------- data sets
 
-IDX_FILES = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
-             "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
-
-
-@dataclass
-class Source:
-    """Where IDX_FILES are to be had: mirrors in the order tried, the folder in which torchvision
-    keeps them, and the SHA-256 or MD5 of each."""
-    mirrors: list
-    folder: str
-    checksums: list
-
-
-SOURCES = {
-    "mnist": Source(
-        ["https://ossci-datasets.s3.amazonaws.com/mnist/",
-         "https://storage.googleapis.com/cvdf-datasets/mnist/"],
-        "MNIST/raw",
-        ["440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-         "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-         "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-         "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"]),
-    "fashion": Source(
-        ["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"],
-        "FashionMNIST/raw",
-        ["8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-         "25c81989df183df01b3e8a0aad5dffbe",
-         "bef4ecab320f06d8554ea6380940ec79",
-         "bb300cfdad3c16e7a12a480ee83cd310"]),
+IDX_FILES = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k")
+             for kind in ("images-idx3", "labels-idx1")]
+SOURCES = {   # mirrors in the order tried, the folder torchvision uses, SHA-256 or MD5 of each file
+    "mnist": (["https://ossci-datasets.s3.amazonaws.com/mnist/",
+               "https://storage.googleapis.com/cvdf-datasets/mnist/"], "MNIST/raw",
+              ["440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+               "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+               "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+               "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"]),
+    "fashion": (["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"], "FashionMNIST/raw",
+                ["8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
+                 "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"]),
 }
 MIRROR_TIMEOUT = 15   # seconds of silence before the next mirror is tried
 
 
 @dataclass
 class Data:
-    """A data set on one device: images uint8 (N, C, H, W), labels int64 (N,) or None;
-    `test_factors` are what the test images were drawn with, name -> (N,), where that is known."""
+    """A data set: images uint8 (N, C, H, W), labels int64 (N,) or None; `test_factors` are what the
+    test images were drawn with, name -> (N,), where that is known."""
     name: str
     images: torch.Tensor
     labels: torch.Tensor | None
@@ -299,16 +267,6 @@ class Data:
     @property
     def shape(self):
         return tuple(self.images.shape[1:])
-
-    def to(self, device):
-        """The same data with images and labels on `device`."""
-        moved = replace(self)
-        moved.images = self.images.to(device)
-        moved.test_images = self.test_images.to(device)
-        if self.labels is not None:
-            moved.labels = self.labels.to(device)
-            moved.test_labels = self.test_labels.to(device)
-        return moved
 
 
 def load_data(name, root="data"):
@@ -325,7 +283,7 @@ def load_data(name, root="data"):
                   "digits)", file=sys.stderr, flush=True)
             name = "digits"
     if name in SOURCES:
-        train, train_labels, test, test_labels = map(read_idx, find_or_download(name, root))
+        train, train_labels, test, test_labels = map(read_idx, find_or_download(name, Path(root)))
         return Data(name, train[:, None], train_labels.long(), test[:, None], test_labels.long())
     if name == "digits":
         images, labels, factors = draw_digits(70_000)
@@ -339,25 +297,19 @@ def load_data(name, root="data"):
 
 def find_or_download(name, root):
     """The four IDX files of `name` as paths; what has no genuine copy in root goes to root/name."""
-    source, root = SOURCES[name], Path(root)
+    mirrors, folder, checksums = SOURCES[name]
     paths = []
-    for file, checksum in zip(IDX_FILES, source.checksums):
-        for folder in (root, root / name, root / source.folder):
-            if genuine(folder / file, checksum):
-                paths.append(folder / file)
-                break
-        else:
-            paths.append(download(file, source.mirrors, checksum, root / name))
+    for file, checksum in zip(IDX_FILES, checksums):
+        places = [root / file, root / name / file, root / folder / file]
+        found = [path for path in places if genuine(path, checksum)]
+        paths.append(found[0] if found else download(file, mirrors, checksum, root / name))
     return paths
 
 
 def genuine(path, checksum):
     """Whether the file is there with that SHA-256 (64 hex digits) or MD5 (32)."""
     algorithm = "sha256" if len(checksum) == 64 else "md5"
-    try:
-        return hashlib.new(algorithm, Path(path).read_bytes()).hexdigest() == checksum
-    except OSError:
-        return False
+    return path.is_file() and hashlib.new(algorithm, path.read_bytes()).hexdigest() == checksum
 
 
 def download(file, mirrors, checksum, folder):
@@ -398,11 +350,10 @@ def fetch(url, path):
 
 def read_idx(path):
     """An IDX file of unsigned bytes as a uint8 tensor (format: yann.lecun.com/exdb/mnist)."""
-    content = gzip.decompress(Path(path).read_bytes())
+    content = gzip.decompress(path.read_bytes())
     dimensions = content[3]
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    pixels = bytearray(content[4 + 4 * dimensions:])
-    return torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
+    return torch.frombuffer(bytearray(content[4 + 4 * dimensions:]), dtype=torch.uint8).view(shape)
 
 
 def load_file(path):
@@ -445,7 +396,8 @@ def load_file(path):
 def check_own_data(path, key, images, labels, first):
     """InputError unless `images` can be trained on, are of the size of `first`, and have a label
     from 0 to 999 each, or none at all."""
-    what, usable = type(images).__name__, False
+    what = type(images).__name__
+    usable = False
     if torch.is_tensor(images):
         what = f"{images.dtype} {tuple(images.shape)}"
         usable = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
@@ -453,10 +405,6 @@ def check_own_data(path, key, images, labels, first):
         raise InputError(f"--data {path}: `{key}` is {what}; expected torch.uint8 (N, C, H, W), "
                          "one size throughout; of floats x from 0 to 1 make "
                          "(255 * x).round().byte()")
-    height, width = images.shape[2:]
-    if height % 4 or width % 4:
-        raise InputError(f"--data {path}: images are {height}x{width}; pad or crop height and "
-                         "width to multiples of 4")
     if len(images) < 2:
         raise InputError(f"--data {path} holds one image in `{key}`; expected 2 or more, for batch "
                          "normalisation to train on and for scores to compare")
@@ -540,36 +488,33 @@ def draw_digits(n, seed=0, points=64, blur=0.8):
 
     classes, paths, lengths = digit_shapes(points)
     labels = torch.randint(10, (n,), generator=g)
-    of_its_class = (classes == labels[:, None]).float()
-    shape = torch.multinomial(of_its_class, 1, generator=g).flatten()
-    factors = {"slant": 0.1 + 0.25 * torch.randn(n, generator=g).clamp(-2, 2),
-               "thickness": uniform(1.6, 3.8), "size": uniform(16, 20),
-               "aspect": uniform(0.75, 1.15)}
-    size, slant = factors["size"][:, None], factors["slant"][:, None]
-
+    shape = torch.multinomial((classes == labels[:, None]).float(), 1, generator=g).flatten()
+    slant = 0.1 + 0.25 * torch.randn(n, generator=g).clamp(-2, 2)
+    thickness = uniform(1.6, 3.8)
+    size = uniform(16, 20)
+    aspect = uniform(0.75, 1.15)
     path = paths[shape]                                             # (n, points, 2)
     wave = 4 * torch.randn(n, 2, 3, generator=g)                    # an unsteady hand: three waves
     phase = uniform(0, 2 * math.pi, 1, 3)
     path = path + torch.sin(path @ wave + phase) @ (0.035 * torch.randn(n, 3, 2, generator=g))
-    y = path[..., 1] * size
-    x = path[..., 0] * (factors["aspect"][:, None] * size) - slant * y
+    y = path[..., 1] * size[:, None]
+    x = path[..., 0] * (aspect * size)[:, None] - slant[:, None] * y
     x = x - x.mean(1, keepdim=True) + 14 + uniform(-1, 1, 1)
     y = y - (y.amin(1, keepdim=True) + y.amax(1, keepdim=True)) / 2 + 14 + uniform(-1, 1, 1)
 
-    # A pixel's distance to the stroke is read off a sum of Gaussians along it, which factors over x
-    # and y: one small product an image.
+    # A pixel's distance to the stroke follows from a sum of Gaussians along it, a product of one in x
+    # and one in y: one small matrix product an image.
     def bump(v):
         return torch.exp(-(torch.arange(28) + 0.5 - v[..., None]) ** 2 / (2 * blur**2))
 
-    on_stroke = points / (lengths[shape] * factors["size"]) * blur * math.sqrt(2 * math.pi)
-    radius = factors["thickness"] / 2
+    on_stroke = points / (lengths[shape] * size) * blur * math.sqrt(2 * math.pi)
     images = torch.empty(n, 1, 28, 28, dtype=torch.uint8)
     for i in torch.arange(n).split(2000):
         density = bump(y[i]).transpose(1, 2) @ bump(x[i]) / on_stroke[i, None, None]
-        distance = (-2 * blur**2 * density.log()).clamp(min=0).sqrt()                # (n, 28, 28)
-        ink = (radius[i, None, None] + 0.5 - distance).clamp(0, 1)
+        distance = (-2 * blur**2 * density.log()).clamp(min=0).sqrt()           # (n, 28, 28)
+        ink = (thickness[i, None, None] / 2 + 0.5 - distance).clamp(0, 1)
         images[i, 0] = (255 * ink).round().byte()
-    return images, labels, factors
+    return images, labels, {"slant": slant, "thickness": thickness, "size": size, "aspect": aspect}
 
 
 # ---------------------------------------------------------------- scores
@@ -596,7 +541,8 @@ def assignment(profit):
         distance = [math.inf] * columns
         parent = [None] * columns
         settled = []
-        row, base = start, 0.0
+        row = start
+        base = 0.0
         while row is not None:                         # Dijkstra over reduced costs, from `start`
             unsettled = set(range(columns)) - set(settled)
             for j in unsettled:
@@ -637,27 +583,20 @@ def clustering_scores(clusters, labels):
     """Accuracy under the best one-to-one matching, NMI (arithmetic mean), ARI (Hubert and Arabie
     1985) and the confusion table [cluster][class] of two int64 vectors (N,)."""
     table = contingency(clusters, labels).cpu()
-    matched = 0
-    for cluster, label in enumerate(assignment(table).tolist()):
-        if label >= 0:
-            matched += int(table[cluster, label])
-
     n, counts = len(labels), table.double()
+    match = assignment(table)
+    accuracy = float(counts[match >= 0, match[match >= 0]].sum()) / n
     entropies = 0.0
     for p in (counts.sum(1) / n, counts.sum(0) / n):
         entropies -= torch.special.xlogy(p, p).sum()
-    nmi = 1.0
-    if entropies > 0:
-        nmi = float(2 * discrete_information(counts) / entropies)
+    nmi = float(2 * discrete_information(counts) / entropies) if entropies > 0 else 1.0
 
     def pairs(c):
         return (c * (c - 1) / 2).sum()
     together, in_clusters, in_classes = pairs(counts), pairs(counts.sum(1)), pairs(counts.sum(0))
     expected, most = in_clusters * in_classes / (n * (n - 1) / 2), (in_clusters + in_classes) / 2
-    ari = 1.0
-    if most != expected:
-        ari = float((together - expected) / (most - expected))
-    return {"accuracy": matched / n, "nmi": nmi, "ari": ari, "confusion": table.tolist()}
+    ari = float((together - expected) / (most - expected)) if most != expected else 1.0
+    return {"accuracy": accuracy, "nmi": nmi, "ari": ari, "confusion": table.tolist()}
 
 
 def frechet_distance(a, b):
@@ -675,20 +614,16 @@ def frechet_distance(a, b):
 @torch.no_grad()
 def encoding_scores(codes, labels, test_codes, test_labels):
     """How well codes (N, D) of training images tell the class of test images, by their labels,
-    which no GAN has seen.
-
-    `knn_accuracy`: a vote of the 5 nearest in Euclidean distance (a tie goes to the smaller class).
-    `probe_accuracy`: logistic regression with weight decay 1e-4, fitted by L-BFGS.
-    """
-    k = min(5, len(codes))
+    which no GAN has seen: `knn_accuracy`, a vote of the 5 nearest in Euclidean distance (a tie goes
+    to the smaller class), and `probe_accuracy`, logistic regression with weight decay 1e-4, by
+    L-BFGS."""
     classes = int(torch.cat([labels, test_labels]).max()) + 1
     square = codes.square().sum(1)
     votes = []
     for part in test_codes.split(250):
-        nearest = (2 * part @ codes.T - square).topk(k).indices     # -distance^2, up to a constant
+        nearest = (2 * part @ codes.T - square).topk(min(5, len(codes))).indices    # by -distance^2
         votes.append(F.one_hot(labels[nearest], classes).sum(1).argmax(1))
-    knn_accuracy = (torch.cat(votes) == test_labels).float().mean()
-
+    knn = (torch.cat(votes) == test_labels).float().mean()
     weight = torch.zeros(codes.shape[1], classes, device=codes.device, requires_grad=True)
     bias = torch.zeros(classes, device=codes.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
@@ -700,8 +635,8 @@ def encoding_scores(codes, labels, test_codes, test_labels):
         loss.backward()
         return loss
     optimizer.step(closure)
-    probe_accuracy = ((test_codes @ weight + bias).argmax(1) == test_labels).float().mean()
-    return {"knn_accuracy": float(knn_accuracy), "probe_accuracy": float(probe_accuracy)}
+    probe = ((test_codes @ weight + bias).argmax(1) == test_labels).float().mean()
+    return {"knn_accuracy": float(knn), "probe_accuracy": float(probe)}
 
 
 class Judge(nn.Module):
@@ -717,7 +652,7 @@ class Judge(nn.Module):
         c, h, w = shape
         super().__init__()
         self.features = nn.Sequential(
-            # (N, 16, H/2, W/2), then (N, 32, H/4, W/4), then (N, 64)
+            # to (N, 16, H/2, W/2), (N, 32, H/4, W/4), (N, 64)
             nn.Conv2d(c, 16, 5, 2, 2), nn.BatchNorm2d(16), nn.ReLU(),
             nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(),
             nn.Linear(32 * (h // 4) * (w // 4), 64), nn.BatchNorm1d(64), nn.ReLU())
@@ -733,11 +668,11 @@ class Judge(nn.Module):
             return None
         recipe = (cls.RECIPE + torch.__version__).encode()
         key = hashlib.sha256(recipe + raw_bytes(data.images) + raw_bytes(data.labels)).hexdigest()
-        path = Path(torch.hub.get_dir(), "infogan-ogan", f"judge-{key[:16]}.pt")
-        classes = int(torch.cat([data.labels, data.test_labels]).max()) + 1
+        name = f"judge-{key[:16]}.pt"
+        path = Path(torch.hub.get_dir(), "infogan-ogan", name)
         with torch.random.fork_rng(devices=[]):       # cached or fresh: the same random state after
             torch.default_generator.manual_seed(0)
-            judge = cls(data.shape, classes)
+            judge = cls(data.shape, int(torch.cat([data.labels, data.test_labels]).max()) + 1)
             try:
                 judge.load_state_dict(safe_load(path))
             except Exception:                         # absent, damaged or unreadable: train it anew
@@ -816,21 +751,34 @@ def png(shape, *frames, delay=0.5):
         return struct.pack(">I", len(body)) + kind + body + checksum
 
     h, w, c = shape
-    color = 2 if c == 3 else 0
-    out = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, color, 0, 0, 0))]
-    if len(frames) > 1:
-        out.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
+    header = struct.pack(">IIBBBBB", w, h, 8, 2 if c == 3 else 0, 0, 0, 0)
+    out = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
+    if len(frames) == 1:
+        return b"".join([*out, chunk(b"IDAT", frames[0]), chunk(b"IEND", b"")])
+    out.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
     numbers = itertools.count()
     for i, data in enumerate(frames):
-        if len(frames) > 1:
-            wait = round(1000 * delay * (4 if i == len(frames) - 1 else 1))
-            control = struct.pack(">IIIIIHHBB", next(numbers), w, h, 0, 0, wait, 1000, 0, 0)
-            out.append(chunk(b"fcTL", control))
+        wait = round(1000 * delay * (4 if i == len(frames) - 1 else 1))
+        control = struct.pack(">IIIIIHHBB", next(numbers), w, h, 0, 0, wait, 1000, 0, 0)
+        out.append(chunk(b"fcTL", control))
         if i == 0:
             out.append(chunk(b"IDAT", data))
         else:
             out.append(chunk(b"fdAT", struct.pack(">I", next(numbers)) + data))
-    return b"".join(out) + chunk(b"IEND", b"")
+    return b"".join([*out, chunk(b"IEND", b"")])
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto }
+section { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start }
+figure { margin: 0; max-width: min(100%, 530px) }
+img { max-width: 100%; image-rendering: pixelated }
+svg { width: 240px; border: 1px solid #ddd }
+polyline { fill: none; stroke: #0a62c9; stroke-width: 2 }
+text { font: 12px system-ui }
+th { text-align: left; font-weight: normal; color: #555; padding-right: 1em }
+td { text-align: right }
+"""
 
 
 def curve(name, points):
@@ -840,41 +788,21 @@ def curve(name, points):
     dots = []
     for x, y in points:
         right = 8 + 224 * (x - xs[0]) / max(xs[-1] - xs[0], 1)
-        down = 88 - 64 * (y - low) / ((high - low) or 1)
-        dots.append(f"{right:.1f},{down:.1f}")
-    cx, cy = dots[-1].split(",")
+        dots.append(f"{right:.1f},{88 - 64 * (y - low) / ((high - low) or 1):.1f}")
     span = f"{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}"
     return (f'<svg viewBox="0 0 240 110" role="img" aria-label="{name}">'
             f'<text x="8" y="14">{name}: {ys[-1]:.4g}</text><polyline points="{" ".join(dots)}"/>'
-            f'<circle cx="{cx}" cy="{cy}" r="3"/>'
-            f'<text class="dim" x="8" y="105">{span}</text></svg>')
-
-
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222 }
-body { max-width: 1100px; margin: 2em auto; padding: 0 1em }
-section { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start }
-figure { margin: 0; max-width: min(100%, 530px) }
-figcaption { max-width: 40em; color: #555 }
-img { max-width: 100%; image-rendering: pixelated }
-svg { width: 240px; border: 1px solid #ddd }
-text { font: 12px system-ui }
-.dim { fill: #777 }
-polyline { fill: none; stroke: #0a62c9; stroke-width: 2 }
-circle { fill: #0a62c9 }
-th { text-align: left; font-weight: normal; color: #555; padding-right: 1em }
-td { text-align: right }
-"""
+            f'<text x="8" y="105">{span}</text></svg>')
 
 
 def report(title, config, history, scores, pictures):
     """The run as one self-contained HTML page. pictures: name -> (PNG bytes, caption)."""
     def table(items):
-        rows = []
+        rows = ""
         for key, value in items.items():
             shown = f"{value:.4g}" if isinstance(value, float) else html.escape(json.dumps(value))
-            rows.append(f"<tr><th>{html.escape(key)}<td>{shown}")
-        return f"<table>{''.join(rows)}</table>"
+            rows += f"<tr><th>{html.escape(key)}<td>{shown}"
+        return f"<table>{rows}</table>"
 
     figures, curves, confusion = "", "", ""
     for name, (image, caption) in pictures.items():
@@ -882,14 +810,14 @@ def report(title, config, history, scores, pictures):
         figures += (f'<figure><img alt="{name}" src="{source}">'
                     f"<figcaption><b>{name}.png</b> {caption}</figcaption></figure>")
     for name in history[0] if history else ():
-        numbers = [line for line in history if isinstance(line.get(name), float)]
-        if numbers:
-            points = [(line["epoch"], line[name]) for line in numbers]
+        lines = [line for line in history if isinstance(line.get(name), float)]
+        if lines:
+            points = [(line["epoch"], line[name]) for line in lines]
             curves += curve(html.escape(name), points)
     scores = dict(scores)
     if "confusion" in scores:
         rows = ["<tr><td>" + "<td>".join(map(str, row)) for row in scores.pop("confusion")]
-        confusion = ("<div><p>Test images: a row a category, a column a class</p>"
+        confusion = ("<div>Test images: a row a category, a column a class"
                      f"<table>{''.join(rows)}</table></div>")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -903,15 +831,10 @@ def report(title, config, history, scores, pictures):
 """
 
 
-# ---------------------------------------------------------------- options and the command line
+# ---------------------------------------------------------------- options and device
 
-def option(default, help, low=0, high=None, choices=None):
-    """A dataclass field that is a default, a flag with its help, and the limits of its value.
-
-    `high` is 10**6 where not given, and no limit for floats.
-    """
-    if high is None:
-        high = math.inf if isinstance(default, float) else 10**6
+def option(default, help, low=0, high=10**6, choices=None):
+    """A dataclass field that is a default, a flag with its help, and the limits of its value."""
     metadata = {"default": default, "help": help, "low": low, "high": high, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -920,7 +843,7 @@ def option(default, help, low=0, high=None, choices=None):
 
 @dataclass
 class RunConfig:
-    """The options every method has; a subclass adds its own, and in PAPER what the paper changes.
+    """The options of every method; a subclass adds its own, and in PAPER what the paper changes.
 
     Errors: InputError if a value has the wrong type or range.
     """
@@ -929,11 +852,10 @@ class RunConfig:
     seed: int = option(0, "seed of everything random", high=2**63 - 1)
     width: int = option(32, "channels of the first convolution; the others scale with it", low=1)
     device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
-    precision: str = option("auto", "of the forward passes in training: fp32, bf16, or auto: bf16 "
-                            "where the processor has instructions for it",
-                            choices=["auto", "fp32", "bf16"])
-    data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn, no "
-                       "network), or FILE.pt")
+    precision: str = option(
+        "auto", "of the forward passes in training: fp32, bf16, or auto: bf16 where the processor "
+        "has instructions for it", choices=["auto", "fp32", "bf16"])
+    data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn), FILE.pt")
     data_root: str = option("data", "folder where data files are looked for and downloaded to")
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
     resume: str = option("", "run folder to go on with, under its own options, up to --epochs")
@@ -948,39 +870,27 @@ class RunConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(f.metadata["default"], float) and type(value) is int:
-                value = float(value)
-                setattr(self, f.name, value)
-            check_option(flag_of(f), value, f.metadata)
+            low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
+            kind = type(f.metadata["default"])
+            if type(value) is not kind and (kind, type(value)) != (float, int):
+                raise InputError(f"{flag_of(f)} is {value!r}; expected {kind.__name__}")
+            if choices and value not in choices:
+                raise InputError(f"{flag_of(f)} is {value}; choose from {', '.join(choices)}")
+            for number in value if kind is list else [value]:
+                if kind is not str and not low <= number <= high:
+                    raise InputError(f"{flag_of(f)} is {number}; expected a number of at least "
+                                     f"{low} and at most {high}")
 
     def refuse_idle(self, why, *names):
         """InputError for the first of these options that was changed although it does nothing."""
         for f in fields(self):
-            default = f.metadata["default"]
-            value = getattr(self, f.name)
+            value, default = getattr(self, f.name), f.metadata["default"]
             if f.name in names and value not in (default, self.PAPER.get(f.name, default)):
                 raise InputError(f"{flag_of(f)} {value} does nothing {why}; leave it out")
 
 
 def flag_of(f):
     return "--" + f.name.replace("_", "-")
-
-
-def check_option(flag, value, rule):
-    """InputError unless `value` has its default's type and lies within the limits of `rule`."""
-    kind = type(rule["default"])
-    if type(value) is not kind:
-        raise InputError(f"{flag} is {value!r}; expected {kind.__name__}")
-    if rule["choices"] and value not in rule["choices"]:
-        raise InputError(f"{flag} is {value!r}; choose from {', '.join(rule['choices'])}")
-    if kind is list:
-        for item in value:
-            check_option(flag, item, rule | {"default": rule["default"][0]})
-    if kind in (int, float) and not (rule["low"] <= value <= rule["high"] and math.isfinite(value)):
-        limit = f"at least {rule['low']}"
-        if rule["high"] < math.inf:
-            limit += f" and at most {rule['high']}"
-        raise InputError(f"{flag} is {value}; expected a number of {limit}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -993,36 +903,25 @@ def parse(Config, method, description, argv=None):
     parser = Parser(description=description.strip().splitlines()[0], allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", choices=["best", "paper"],
-                        help="the defaults of all other options: best (reliable) or paper (as "
-                        "published) (default: best)")
+                        help="where the defaults of the others come from: best (reliable) or paper "
+                        "(as published) (default: best)")
     for f in fields(Config):
-        add_flag(parser, f, Config.PAPER)
+        default, choices = f.metadata["default"], f.metadata["choices"]
+        text = f"{f.metadata['help']} (default: {default!r}"
+        text += f"; paper: {Config.PAPER[f.name]!r})" if f.name in Config.PAPER else ")"
+        if isinstance(default, bool):
+            parser.add_argument(flag_of(f), action=argparse.BooleanOptionalAction, help=text)
+        elif isinstance(default, list):
+            parser.add_argument(flag_of(f), nargs="*", type=int, metavar="K", help=text)
+        else:
+            parser.add_argument(flag_of(f), type=type(default), choices=choices, help=text,
+                                metavar=None if choices else type(default).__name__.upper())
     given = vars(parser.parse_args(argv))
     if given.get("resume"):
         return resumed(Config, method, given)
     if given.pop("recipe", "best") == "paper":
         return Config.paper(**given)
     return Config(**given)
-
-
-def add_flag(parser, f, paper):
-    """Add the option of the dataclass field f to the parser, with its defaults in the help text."""
-    def shown(value):
-        return " ".join(map(str, value)) if isinstance(value, list) else value
-
-    default, choices = f.metadata["default"], f.metadata["choices"]
-    text = f.metadata["help"]
-    if f.name in paper:
-        text += f" (default: {shown(default)}; paper: {shown(paper[f.name])})"
-    elif default != "":
-        text += f" (default: {shown(default)})"
-    if isinstance(default, bool):
-        parser.add_argument(flag_of(f), action=argparse.BooleanOptionalAction, help=text)
-    elif isinstance(default, list):
-        parser.add_argument(flag_of(f), nargs="*", type=type(default[0]), metavar="K", help=text)
-    else:
-        metavar = "|".join(choices) if choices else type(default).__name__.upper()
-        parser.add_argument(flag_of(f), type=type(default), metavar=metavar, help=text)
 
 
 def resumed(Config, method, given):
@@ -1034,62 +933,47 @@ def resumed(Config, method, given):
     path = Path(given["resume"])
     with fitting(path, method):
         saved = read_checkpoint(path, method)["config"]
-        folder = path.parent if path.is_file() else path
-        config = Config(**(saved | given | {"resume": str(folder)}))
+        given["resume"] = str(path.parent if path.is_file() else path)
+        config = Config(**(saved | given))
     for f in fields(Config):
         if f.name not in saved:
-            value = getattr(config, f.name)
-            print(f"{folder} is from before {flag_of(f)}; it goes on with {value}", file=sys.stderr)
+            print(f"{given['resume']} is from before {flag_of(f)}; it goes on with "
+                  f"{getattr(config, f.name)}", file=sys.stderr)
     return config
 
 
 def command_line(train, Config, method, description, argv=None):
     """Parse and train. Bad input ends as one line on stderr and status 2, an interrupted run as one
     line and status 130."""
-    def refuse(why):
-        print(f"{method}.py: {why}", file=sys.stderr)
-        raise SystemExit(2) from None
-
     try:
         train(parse(Config, method, description, argv))
+        return
     except InputError as error:
-        refuse(error)
-    except MemoryError:
-        refuse(OUT_OF_MEMORY)
-    except RuntimeError as error:
-        if not re.search("out of memory|(allocate|enough) memory", str(error)):
+        why, status = str(error), 2
+    except (RuntimeError, MemoryError) as error:
+        memory = "out of memory|(allocate|enough) memory"
+        if not isinstance(error, MemoryError) and not re.search(memory, str(error)):
             raise
-        refuse(OUT_OF_MEMORY)
+        why, status = "out of memory; lower --batch-size or --width, or take smaller images", 2
     except OSError as error:
         if error.filename is not None:   # standard output has no name; files have their own line
             raise
         sys.stdout = None
-        refuse(f"cannot print: {error.strerror}; what was trained is in the run folder, --resume "
-               "goes on with it")
+        why, status = f"cannot print: {error.strerror}; --resume goes on with what the run saved", 2
     except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'stopped at once; --resume goes on from the last save'}",
-              file=sys.stderr)
-        raise SystemExit(130) from None
+        why, status = str(stop) or "stopped at once; --resume goes on from the last save", 130
     finally:
         if processes()[1] > 1:
             dist.destroy_process_group()
+    print(f"{method}.py: {why}", file=sys.stderr)
+    raise SystemExit(status)
 
-
-OUT_OF_MEMORY = ("out of memory; lower --batch-size or --width, or whatever else was made large, "
-                 "or take smaller images")
-
-
-# ---------------------------------------------------------------- device
 
 def pick_device(name):
     """torch.device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; InputError if it is not there."""
     if name == "auto":
-        if torch.cuda.is_available():
-            name = "cuda"
-        elif torch.backends.mps.is_available():
-            name = "mps"
-        else:
-            name = "cpu"
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        name = next((kind for kind, there in available.items() if there), "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -1101,29 +985,23 @@ def pick_device(name):
 
 
 def pick_precision(name, device):
-    """`fp32` or `bf16`; `auto` is bf16 where the processor has instructions for it.
-
-    Of a CPU only newer versions of torch tell that; with others `auto` is fp32 there.
-    """
+    """`fp32` or `bf16`; `auto` is bf16 where the processor has instructions for it. Of a CPU only
+    newer versions of torch tell that; with others `auto` is fp32 there."""
     if name != "auto":
         return name
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16"
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+    able = False
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-            return "bf16"
-    return "fp32"
+        able = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bf16" if able else "fp32"
 
 
 def autocast(device, precision):
-    """The context for the forward passes of a training step.
-
-    Without autocast's cache: each pass then casts its weights anew, which a CUDA graph needs, and
-    the gradients of several passes through one weight add up in float32.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16",
-                          cache_enabled=False)
+    """The context for the forward passes of a training step. Without autocast's cache, which a CUDA
+    graph cannot have; the gradients of several passes through one weight then add up in float32."""
+    return torch.autocast(device.type, torch.bfloat16, precision == "bf16", cache_enabled=False)
 
 
 def optimizer(parameters, rate, kind="adam"):
@@ -1179,18 +1057,16 @@ def processes():
 
 def average_gradients(optimizer, *_):
     """Replace each gradient by its mean over the processes, in one message."""
-    gradients = []
-    for group in optimizer.param_groups:
-        gradients += [p.grad for p in group["params"] if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients]) / dist.get_world_size()
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in weights]) / dist.get_world_size()
     dist.all_reduce(flat)
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients])):
-        gradient.copy_(mean.view_as(gradient))
+    for p, mean in zip(weights, flat.split([p.numel() for p in weights])):
+        p.grad.copy_(mean.view_as(p))
 
 
 def start(config):
-    """What every training begins with: returns the configuration with the data set and precision
-    really used, the device, and the data on it. Seeds torch."""
+    """What every training begins with: the configuration with the data set and precision really
+    used, the device, and the data on it. Seeds torch."""
     device = pick_device(config.device)
     if "LOCAL_RANK" in os.environ and not dist.is_initialized():    # torchrun
         if device.type == "cuda":
@@ -1203,33 +1079,27 @@ def start(config):
                          f"processes; expected a multiple of {number}")
     if rank:
         sys.stdout = io.StringIO()                                  # the first process alone prints
-        dist.barrier()                                              # the first process downloads
     data = load_data(config.data, config.data_root)
-    if number > 1 and not rank:
-        dist.barrier()
     name = str(Path(config.data).resolve()) if config.data.endswith(".pt") else data.name
     config = replace(config, data=name, precision=pick_precision(config.precision, device))
+    for key in ("images", "labels", "test_images", "test_labels"):
+        if getattr(data, key) is not None:
+            setattr(data, key, getattr(data, key).to(device))
     if data.labels is None:
         print(f"{data.name} has no labels: the scores that need them are left out")
     torch.manual_seed(config.seed)
-    return config, device, data.to(device)
+    return config, device, data
 
 
 # ---------------------------------------------------------------- the run
 
 def write_file(path, content):
     """Write bytes or text so that the final name only ever holds a whole file: beside it, to the
-    disk, then renamed.
-
-    Errors: InputError if the disk is full or the folder read-only or gone; what the name held
-    before is kept.
-    """
+    disk, then renamed. InputError if that fails; what the name held before is kept."""
     part = Path(f"{path}.part")
-    if isinstance(content, str):
-        content = content.encode()
     try:
         with open(part, "wb") as file:
-            file.write(content)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -1237,8 +1107,7 @@ def write_file(path, content):
         with contextlib.suppress(OSError):
             part.unlink()
         raise InputError(f"{path} cannot be written: {error.strerror}; what it held before is "
-                         "kept; see to the folder and its disk, then go on (a run with "
-                         "--resume)") from None
+                         "kept; see to folder and disk, then go on (a run with --resume)") from None
 
 
 def saved_bytes(state):
@@ -1259,16 +1128,14 @@ def read_checkpoint(path, method):
     """The dict in a saved model or checkpoint.pt (or in the run folder `path`) of that method, on
     the CPU; InputError if it is not one."""
     path = Path(path)
-    if path.is_dir():
-        path = path / "checkpoint.pt"
+    path = path / "checkpoint.pt" if path.is_dir() else path
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():                      # torch.load does not compare the checksums
                 raise zipfile.BadZipFile
         state = safe_load(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint; give a run folder, its checkpoint.pt or a "
-                         "saved model") from None
+        raise InputError(f"{path}: no such checkpoint; give a run folder or saved model") from None
     except Exception:
         raise InputError(f"{path} cannot be read as a checkpoint: cut short, damaged or of another "
                          "kind") from None
@@ -1291,6 +1158,24 @@ def fitting(path, method):
                          "take the version that wrote it") from None
 
 
+def new_folder(method, out):
+    """Make and return the run folder; InputError if `out` holds something already."""
+    for number in itertools.count(1):
+        folder = Path(out or f"runs/{method}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if out and folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            if out:
+                raise InputError(f"--out {out} exists already; choose another folder, or go on "
+                                 f"with it: --resume {out}") from None
+        except OSError as error:
+            raise InputError(f"--out {folder} cannot be made: {error.strerror}; choose another "
+                             "folder") from None
+
+
 class Run:
     """A run folder and the loop around the training step: order of the images, progress,
     checkpoints, pictures, report.
@@ -1302,25 +1187,22 @@ class Run:
         run.end(scores)
 
     `figures()` gives the pictures, name -> (uint8 picture, caption); its `samples` are also a frame
-    of the animation.
-
-    Under torchrun each process takes its slice of every batch, gradients are averaged before each
-    optimiser's step, and the first process alone writes. Batch normalisation, and what else looks
-    at a whole batch, sees the slice; each process has latents of its own. So K processes train as
-    one does, but not on the same numbers.
+    of the animation. Under torchrun each process takes its slice of every batch and has latents of
+    its own, gradients are averaged before each optimiser's step, and the first process alone
+    writes.
     """
     # What a checkpoint keeps besides models, optimisers and random states: epochs done; of the next
     # one the steps done, order of the images, sum of losses, seconds; metrics; animation.
     STATE = ("epoch", "step", "order", "sums", "seconds", "history", "frames")
 
     def __init__(self, method, config, data, model, average, optimizers, figures):
-        self.method, self.config, self.data = method, config, data
+        self.method, self.config, self.data, self.figures = method, config, data, figures
         self.model, self.average, self.optimizers = model, average, optimizers
-        self.figures = figures
         self.device = data.images.device
-        self.epoch, self.step, self.order, self.sums, self.seconds = 0, 0, None, None, 0.0
+        self.epoch = 0
+        self._begin_epoch()
         self.history, self.frames = [], []
-        self.names, self.means, self.stopping = [], {}, False
+        self.stopping = False
         self.rank, self.processes = processes()
         if config.resume:
             self.folder = Path(config.resume)
@@ -1329,38 +1211,41 @@ class Run:
         else:
             self.folder = Path(config.out) if self.rank else new_folder(method, config.out)
             self._add_frame(deflate(figures()["samples"][0]))
-        trained = [p for p in model.parameters() if p.requires_grad]
+        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.about = {"method": method, **asdict(config), "device": str(self.device),
                       "threads": torch.get_num_threads(), "processes": self.processes,
                       "torch": str(torch.__version__), "python": platform.python_version(),
-                      "image_shape": list(data.shape),
-                      "parameters": sum(p.numel() for p in trained)}
+                      "image_shape": list(data.shape), "parameters": weights}
         if self.rank == 0:
             write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
             self.save()
         else:
             torch.manual_seed(config.seed + self.rank + 1000 * self.epoch)      # latents of its own
-        if self.processes > 1:
-            for optimizer in optimizers.values():
-                optimizer.register_step_pre_hook(average_gradients)
+        for optimizer in optimizers.values() if self.processes > 1 else ():
+            optimizer.register_step_pre_hook(average_gradients)
         print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, on {self.device} "
               f"in {config.precision}, into {self.folder}", flush=True)
 
+    def _begin_epoch(self):
+        self.step = 0
+        self.order = None
+        self.names = []
+        self.sums = None
+        self.seconds = 0.0
+
     def save(self):
-        """Write checkpoint.pt, from which the run goes on and `load_model` reads the model."""
+        """Write checkpoint.pt, from which the run goes on and `load_model` takes the model."""
         averaged = self.average.model is not self.model
         on_cuda = self.device.type == "cuda"
-        state = {
+        write_file(self.folder / "checkpoint.pt", saved_bytes({
             "method": self.method, "options": self.model.options, "config": asdict(self.config),
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict() if averaged else None,
             "average_updates": self.average.updates,
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None}
-        for name in self.STATE:
-            state[name] = getattr(self, name)
-        write_file(self.folder / "checkpoint.pt", saved_bytes(state))
+            "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None,
+            **{name: getattr(self, name) for name in self.STATE}}))
 
     def _restore(self, state):
         shape = tuple(state["options"]["shape"])
@@ -1375,10 +1260,9 @@ class Run:
             self.average.model.load_state_dict(state["average"])
         self.average.updates.copy_(state["average_updates"])
         for name, optimizer in self.optimizers.items():
-            saved = state["optimizers"][name]
-            for group in saved["param_groups"]:
+            for group in state["optimizers"][name]["param_groups"]:
                 group["capturable"] = self.device.type == "cuda"    # it may have trained elsewhere
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(state["optimizers"][name])
         for name in self.STATE:
             value = state[name]
             setattr(self, name, value.to(self.device) if torch.is_tensor(value) else value)
@@ -1387,10 +1271,8 @@ class Run:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
     def epochs(self):
-        """Yield 1-based epoch numbers up to --epochs.
-
-        A first Ctrl-C or SIGTERM saves after its step and stops, a second stops at once.
-        """
+        """Yield 1-based epoch numbers up to --epochs. A first Ctrl-C or SIGTERM saves after its
+        step and stops, a second stops at once."""
         before = {}
 
         def put_back():
@@ -1410,7 +1292,7 @@ class Run:
                 yield self.epoch + 1
             if self.stopping:
                 raise KeyboardInterrupt("stopped and saved before the final scores; "
-                                        f"{self._resume()}")
+                                        f"{self._go_on()}")
         finally:
             put_back()
 
@@ -1420,33 +1302,31 @@ class Run:
         images = self.data.images
         size = min(self.config.batch_size, len(images))
         steps = len(images) // size
-        part = size // self.processes                  # this process's slice of a batch
+        part = size // self.processes
         if self.order is None:
             self.order = torch.randperm(len(images), device=self.device)
             if self.processes > 1:
                 dist.broadcast(self.order, 0)
         began = time.perf_counter() - self.seconds
         shown = time.perf_counter()
-        while self.step < steps:
-            if self.stopping:
-                self._mean_losses()
-                self.seconds = time.perf_counter() - began
-                self._check_weights()
-                self.save()
-                raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in "
-                                        f"epoch {self.epoch + 1}; {self._resume()}")
+        while self.step < steps and not self.stopping:
             first = self.step * size + self.rank * part
             yield images[self.order[first:first + part]].float() / 255
             self.step += 1
-            now = time.perf_counter()
-            if sys.stdout.isatty() and (now - shown > 0.5 or self.step == steps):
-                shown = now
-                self._show_progress(now - began, steps, size)
-        means = self._mean_losses()                    # waits for the device: the clock is honest
+            if sys.stdout.isatty() and (time.perf_counter() - shown > 0.5 or self.step == steps):
+                shown = time.perf_counter()
+                self._show_progress(shown - began, steps, size)
+        self.means = self._mean_losses()               # waits for the device: the clock is honest
         self.seconds = time.perf_counter() - began
-        self._check_weights()
-        rate = steps * size / self.seconds
-        self.means = means | {"seconds": self.seconds, "images_per_second": rate}
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(f"{name} is no longer finite in epoch {self.epoch + 1}, after "
+                                 f"step {self.step}; {self._advice()}")
+        if self.step < steps:
+            self.save()
+            raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in epoch "
+                                    f"{self.epoch + 1}; {self._go_on()}")
+        self.means |= {"seconds": self.seconds, "images_per_second": steps * size / self.seconds}
 
     def log(self, losses):
         """Add one step's losses, a dict of 0-d tensors; they stay on the device until a report."""
@@ -1456,7 +1336,7 @@ class Run:
 
     def _mean_losses(self):
         """name -> mean over the epoch's steps so far; InputError if one is not finite."""
-        if self.sums is None:
+        if not self.names:
             return {}
         means = dict(zip(self.names, (self.sums / self.step).tolist()))
         for name, loss in means.items():
@@ -1465,17 +1345,10 @@ class Run:
                                  f"{self.step}; {self._advice()}")
         return means
 
-    def _check_weights(self):
-        for name, value in self.model.state_dict().items():
-            if not value.isfinite().all():
-                raise InputError(f"{name} is no longer finite in epoch {self.epoch + 1}, after "
-                                 f"step {self.step}; {self._advice()}")
-
     def _show_progress(self, seconds, steps, size):
         losses = "  ".join(f"{name} {mean:.3f}" for name, mean in self._mean_losses().items())
         done = self.step / steps
-        epochs_left = self.config.epochs - self.epoch - done
-        left = seconds / done * epochs_left
+        left = seconds / done * (self.config.epochs - self.epoch - done)
         print(f"\r\033[Kepoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  {losses}  "
               f"{self.step * size / seconds:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left",
               end="", flush=True)
@@ -1484,7 +1357,7 @@ class Run:
         return (f"{self.folder}/checkpoint.pt is from before that; begin anew with lower learning "
                 "rates, or --precision fp32")
 
-    def _resume(self):
+    def _go_on(self):
         return f"go on with: python {self.method}.py --resume {self.folder}"
 
     def end_epoch(self, scores):
@@ -1492,7 +1365,7 @@ class Run:
         self.epoch += 1
         line = {"epoch": self.epoch, "data": self.data.name, **self.means, **defined(scores)}
         self.history.append(line)
-        self.step, self.order, self.sums, self.seconds = 0, None, None, 0.0
+        self._begin_epoch()
         self._write(line, new_frame=True)
         clear = "\r\033[K" if sys.stdout.isatty() else ""
         print(f"{clear}epoch {self.epoch}/{self.config.epochs}  {brief(line)}", flush=True)
@@ -1503,9 +1376,8 @@ class Run:
         if not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
         line = self.history[-1]
-        line.update(defined(scores))
-        line["seed"] = self.config.seed
-        for key in ("device", "precision", "threads", "torch", "parameters"):
+        line |= defined(scores)
+        for key in ("seed", "device", "precision", "threads", "torch", "parameters"):
             line[key] = self.about[key]
         self._write(line)
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
@@ -1514,7 +1386,6 @@ class Run:
         if self.rank:
             return
         pictures = self.figures()
-        shape = pictures["samples"][0].shape
         data = {name: deflate(picture) for name, (picture, _) in pictures.items()}
         if new_frame:
             self._add_frame(data["samples"])
@@ -1523,9 +1394,9 @@ class Run:
         write_file(self.folder / "metrics.jsonl", "".join(lines))
         images = {}
         for name, (picture, caption) in pictures.items():
-            images[name] = (png(picture.shape, data[name]), caption)
-        images["training"] = (png(shape, *map(raw_bytes, self.frames)),
-                              "The same samples before training and after each epoch.")
+            images[name] = png(picture.shape, data[name]), caption
+        animation = png(pictures["samples"][0].shape, *map(raw_bytes, self.frames))
+        images["training"] = animation, "The same samples before training and after each epoch."
         for name, (image, _) in images.items():
             write_file(self.folder / f"{name}.png", image)
         title = f"{self.method} on {self.data.name}, epoch {self.epoch}"
@@ -1544,29 +1415,9 @@ def defined(scores):
         return {key: defined(value) for key, value in scores.items()}
     if isinstance(scores, list):
         return [defined(value) for value in scores]
-    if isinstance(scores, float) and not math.isfinite(scores):
-        return None
-    return scores
+    return None if isinstance(scores, float) and not math.isfinite(scores) else scores
 
 
 def brief(scores):
     numbers = {key: value for key, value in scores.items() if isinstance(value, float)}
     return "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
-
-
-def new_folder(method, out):
-    """Make and return the run folder; InputError if `out` holds something already."""
-    for number in itertools.count(1):
-        folder = Path(out or f"runs/{method}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if out and folder.is_dir() and not any(folder.iterdir()):
-                return folder
-            if out:
-                raise InputError(f"--out {out} exists already; choose another folder, or go on "
-                                 f"with it: --resume {out}") from None
-        except OSError as error:
-            raise InputError(f"--out {folder} cannot be made: {error.strerror}; choose another "
-                             "folder") from None

@@ -305,7 +305,7 @@ class InfoGAN(nn.Module):
 
     def encode(self, images):
         """Q in eval mode: images (N, C, H, W), in [0, 1] or uint8, to Codes of probabilities."""
-        logits, mean, std = self._codes(common.evaluate_images(self, self._q, images))
+        logits, mean, std = self._codes(common.evaluate(self._q, images, self))
         return Codes([part.softmax(1) for part in logits], mean, std)
 
     def save(self, path, **optimizers):
@@ -325,25 +325,20 @@ class InfoGAN(nn.Module):
 class Config(common.RunConfig):
     """The options of a run, for `train` and as flags; `Config.paper()` has them as published."""
     noise: int = common.option(62, "noise variables z, which nobody predicts")
-    categorical: list[int] = common.option(
-        [10], "sizes of the categorical codes, e.g. 10 5 5; nothing after it for none", low=2)
+    categorical: list[int] = common.option([10], "sizes of the categorical codes, or none", low=2)
     continuous: int = common.option(2, "number of continuous codes")
     code_range: float = common.option(1.0, "continuous codes are uniform on (-r, r)")
     lambda_categorical: float = common.option(1.0, "weight of L_I for the categorical codes")
     lambda_continuous: float = common.option(0.1, "weight of L_I for the continuous codes")
     separate_q: bool = common.option(True, "Q has a trunk of its own instead of D's")
-    detach_trunk: bool = common.option(
-        False, "L_I trains Q's head and G, not the trunk shared with D (Equation 6 to the letter)")
-    invariance: float = common.option(
-        10.0, "weight of the information that Q's first categories of two warps of a real image "
-        "have of each other")
-    init: str = common.option(
-        "torch", "initial weights: torch's own, or normal, N(0, 0.02)", choices=["torch", "normal"])
+    detach_trunk: bool = common.option(False, "L_I does not train the trunk shared with D")
+    invariance: float = common.option(10.0, "weight of the invariance loss, on warped real images")
+    init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
+                              choices=["torch", "normal"])
     lr_discriminator: float = common.option(5e-4, "Adam's rate for D and Q")
     lr_generator: float = common.option(1e-3, "Adam's rate for G")
-    average: float = common.option(
-        0.998, "decay of the moving average of all weights that samples and encodes; 0 takes the "
-        "last weights", high=0.99999)
+    average: float = common.option(0.998, "decay of the moving average that samples and encodes",
+                                   high=0.99999)
 
     PAPER = {"epochs": 11, "width": 64, "separate_q": False, "invariance": 0.0, "init": "normal",
              "lr_discriminator": 2e-4, "average": 0.0}             # 11 epochs: C has 5,000 updates
@@ -373,7 +368,7 @@ def scores(model, data, judge=None):
     seeded = torch.Generator(data.images.device).manual_seed(0)
     latent = model.sample_latent(common.SAMPLES, generator=seeded)
     samples = model.decode(latent)
-    codes = model._codes(common.evaluate_images(model, model._q, samples))
+    codes = model._codes(common.evaluate(model._q, samples, model))
     target = model.split_latent(latent)
     categorical = map(categorical_information, codes.categorical, target.categorical)
     continuous = continuous_information(codes.mean, codes.std, target.continuous, model.code_range)

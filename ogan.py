@@ -225,7 +225,7 @@ class OGAN(nn.Module):
 
     def encode(self, images):
         """N(E(x)) in eval mode: images (N, C, H, W), in [0, 1] or uint8, to latents (N, latent)."""
-        return standardise(common.evaluate_images(self, self, images))
+        return standardise(common.evaluate(self, images, self))
 
     def reconstruct(self, images):
         """G(truncation N(E(x))), images (N, C, H, W) in [0, 1], of images in [0, 1] or uint8."""
@@ -257,25 +257,21 @@ class Config(common.RunConfig):
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = common.option(2.0, "lambda, the weight of the latent loss")
     rho_generator: float = common.option(0.3, "the fraction of the latent loss that G minimises")
-    critic: str = common.option(
-        "avg", "an image's score: avg E(x), or a small network T(E(x))", choices=["avg", "network"])
-    latent_loss: str = common.option(
-        "pearson", "what E(G(z)) should do: correlate with z, equal z, or nothing",
-        choices=["pearson", "mse", "none"])
+    critic: str = common.option("avg", "an image's score: avg E(x), or a small network T(E(x))",
+                                choices=["avg", "network"])
+    latent_loss: str = common.option("pearson", "E(G(z)) should correlate with z, equal it, or neither",
+                                     choices=["pearson", "mse", "none"])
     gan_loss: str = common.option("qp", "the GAN", choices=GAN_LOSSES)
-    truncation: float = common.option(
-        0.9, "N(E(x)) is scaled by this before G in reconstruct and interpolate")
-    joint_batch: bool = common.option(
-        True, "E's batch normalisation sees real and fake images as one batch, not each alone")
-    init: str = common.option(
-        "torch", "initial weights: torch's own, or normal, N(0, 0.02)", choices=["torch", "normal"])
-    optimizer: str = common.option(
-        "adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)", choices=["adam", "rmsprop"])
+    truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
+    joint_batch: bool = common.option(True, "E sees real and fake images as one batch")
+    init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
+                              choices=["torch", "normal"])
+    optimizer: str = common.option("adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)",
+                                   choices=["adam", "rmsprop"])
     lr_encoder: float = common.option(5e-4, "the optimiser's rate for E (and T)")
     lr_generator: float = common.option(1e-3, "the optimiser's rate for G")
-    average: float = common.option(
-        0.998, "decay of the moving average of all weights that samples and encodes; 0 takes the "
-        "last weights", high=0.99999)
+    average: float = common.option(0.998, "decay of the moving average that samples and encodes",
+                                   high=0.99999)
 
     PAPER = {"width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0, "truncation": 1.0,
              "joint_batch": False, "init": "normal", "optimizer": "rmsprop", "lr_encoder": 1e-4,
@@ -299,8 +295,8 @@ def scores(model, data, judge=None):
     seeded = torch.Generator(data.images.device).manual_seed(0)
     latent = model.sample_latent(common.SAMPLES, seeded)
     samples = model.decode(latent)
-    rho = pearson_correlation(latent, common.evaluate_images(model, model, samples)).mean()
-    codes = common.evaluate_images(model, model, data.test_images)               # E(x)
+    rho = pearson_correlation(latent, common.evaluate(model, samples, model)).mean()
+    codes = common.evaluate(model, data.test_images, model)               # E(x)
     reconstructions = model.decode(model.truncation * standardise(codes))
     test_images = data.test_images.float() / 255
     mean_image = common.in_batches(lambda part: part.sum(0, keepdim=True), data.images).sum(0)

@@ -822,7 +822,7 @@ def mirrors(*kinds):
         servers.append(server)
         urls.append(f"http://127.0.0.1:{server.server_port}/")
     checksums = [hashlib.sha256(files[name]).hexdigest() for name in common.IDX_FILES]
-    source = common.Source(urls, common.SOURCES["mnist"].folder, checksums)
+    source = (urls, common.SOURCES["mnist"][1], checksums)
     try:
         with mock.patch.dict(common.SOURCES, mnist=source), \
                 mock.patch.object(common, "MIRROR_TIMEOUT", 1.0):
@@ -914,11 +914,11 @@ def test_files_are_found_where_they_lie():
 
 
 def test_sources_are_the_published_ones():
-    for source in common.SOURCES.values():
-        assert len(source.checksums) == 4
-        for checksum in source.checksums:
+    for urls, _, checksums in common.SOURCES.values():
+        assert len(checksums) == 4
+        for checksum in checksums:
             assert re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", checksum)
-        for url in source.mirrors:
+        for url in urls:
             assert url.startswith("http") and url.endswith("/")
     if not list((HERE / "data").rglob(common.IDX_FILES[0])):
         raise unittest.SkipTest("the genuine MNIST files are not in data/")
@@ -959,7 +959,6 @@ def test_own_images():
         ({"images": image[:1]}, "one image in `images`"),
         ({"images": image, "test_images": image[:1]}, "one image in `test_images`"),
         ({"images": image, "test_images": image[..., :4]}, "test_images"),
-        ({"images": torch.zeros(4, 1, 8, 9, dtype=torch.uint8)}, "8x9", "multiples of 4"),
         ({"images": image, "labels": torch.arange(3)}, "labels", "4 images"),
         ({"images": image, "labels": whole - 1}, "0 to 999"),
         ({"images": image, "labels": whole * 999}, "0 to 999"),
@@ -981,6 +980,9 @@ def test_own_images():
             refused(lambda: common.load_data("bad.pt"), "bad.pt", *words)
         Path("bad.pt").write_text("not torch")
         Path("folder.pt").mkdir()
+        torch.save({"images": torch.zeros(9, 1, 8, 9, dtype=torch.uint8)}, "odd.pt")
+        refused(lambda: ogan.main(["--data", "odd.pt"]), "1x8x9", "multiples of 4")
+        assert not Path("runs").exists()
         for name, word in (("bad.pt", "cannot be read"), ("folder.pt", "cannot be read"),
                            ("none.pt", "no such file"), ("cifar", "unknown")):
             refused(lambda name=name: common.load_data(name), name, word)
@@ -2086,7 +2088,7 @@ def test_help_tells_both_recipes():
             except SystemExit as stop:
                 assert not stop.code
             text = " ".join(out.getvalue().split())
-            assert "(default: 32; paper: 64)" in text
+            assert "(default: 32; paper: 64)" in text and "(default: 'auto')" in text
             assert "--recipe" in text
 
 
