@@ -502,8 +502,8 @@ def draw_digits(n, seed=0, points=64, blur=0.8):
     x = x - x.mean(1, keepdim=True) + 14 + uniform(-1, 1, 1)
     y = y - (y.amin(1, keepdim=True) + y.amax(1, keepdim=True)) / 2 + 14 + uniform(-1, 1, 1)
 
-    # A pixel's distance to the stroke follows from a sum of Gaussians along it, a product of one in x
-    # and one in y: one small matrix product an image.
+    # A pixel's distance to the stroke follows from a sum of Gaussians along it, each the product of
+    # one in x and one in y: a small matrix product an image.
     def bump(v):
         return torch.exp(-(torch.arange(28) + 0.5 - v[..., None]) ** 2 / (2 * blur**2))
 

@@ -22,7 +22,7 @@ authors' code trains them with it too, in D's step, and so does --recipe paper. 
 
 Where this differs from the paper (P) or the authors' code (C):
 - G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
-- The default is the same game with six changes, each with its flag; --recipe paper takes them back:
+- The default is the same game with six changes, each with its flag; --recipe paper has none:
     --invariance   Q's first category of two small random warps of a real image should be the same,
                    and all categories equally frequent (IIC, Ji et al. 2019). In the paper's game Q
                    may predict anything for real images; nothing keeps it from merging two digits.

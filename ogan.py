@@ -259,8 +259,9 @@ class Config(common.RunConfig):
     rho_generator: float = common.option(0.3, "the fraction of the latent loss that G minimises")
     critic: str = common.option("avg", "an image's score: avg E(x), or a small network T(E(x))",
                                 choices=["avg", "network"])
-    latent_loss: str = common.option("pearson", "E(G(z)) should correlate with z, equal it, or neither",
-                                     choices=["pearson", "mse", "none"])
+    latent_loss: str = common.option(
+        "pearson", "what E(G(z)) should do: correlate with z, equal it, or neither",
+        choices=["pearson", "mse", "none"])
     gan_loss: str = common.option("qp", "the GAN", choices=GAN_LOSSES)
     truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
     joint_batch: bool = common.option(True, "E sees real and fake images as one batch")

@@ -1,19 +1,19 @@
 """The laboratory: many seeds of infogan.py and ogan.py, one record, and what only it measures.
 
-    python results/study.py results/infogan.json [--data-root DIR]    fill in a study and summarise
-    it python results/study.py runs/infogan-1                            the measures of one run
-    folder
+    python results/study.py results/infogan.json [--data-root DIR]   fill in a study, summarise it
+    python results/study.py runs/infogan-1                           the measures of one run folder
 
 A study file says what to run and holds what came out:
 
-    arms      name -> command line of infogan.py or ogan.py seeds     a list for all arms, or arm ->
-    list jobs      runs at a time, on a thread each; 1, the default, leaves all threads to one run
-    reach     score -> value: the training seconds until it was first seen at an epoch's end
-    (optional) history   scores of which every epoch's value is kept (optional) pictures  names of
-    pictures of each arm's first seed to keep beside the file (optional) runs      arm -> seed ->
-    the last line of metrics.jsonl and the `measures`, or `failed` and why summary   arm -> score ->
-    [n, mean, standard deviation, least, greatest] compared  arm -> score -> p of `permutation_test`
-    against the first arm
+    arms      name -> command line of infogan.py or ogan.py
+    seeds     a list for all arms, or arm -> list
+    jobs      runs at a time, on a thread each; 1, the default, leaves all threads to one run
+    reach     score -> value: the training seconds until an epoch ended with it (optional)
+    history   scores of which every epoch's value is kept (optional)
+    pictures  pictures of each arm's first seed to keep beside the file (optional)
+    runs      arm -> seed -> the last line of metrics.jsonl and the `measures`; or `failed` and why
+    summary   arm -> score -> [n, mean, standard deviation, least, greatest]
+    compared  arm -> score -> p of `permutation_test` against the first arm
 
 It goes on where it stopped; delete a run in the file to have it made again. Flags behind the file's
 name go to every run.
