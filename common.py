@@ -195,6 +195,19 @@ def in_batches(function, tensor, size=1000):
     return torch.cat(outputs)
 
 
+def generate(model, latent):
+    """model.generator(latent), (N, latent variables) to (N, C, H, W), in batches and eval mode.
+
+    Errors: InputError for latents of another size.
+    """
+    size = model.generator[0].in_features
+    if not torch.is_tensor(latent) or latent.ndim != 2 or latent.shape[1] != size:
+        what = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
+        raise InputError(f"latents are {what}; expected a tensor of shape (N, {size})")
+    with evaluating(model):
+        return in_batches(model.generator, latent.to(next(model.parameters())))
+
+
 def evaluate(function, images, model):
     """function over images (N, C, H, W), uint8 or in [0, 1], in batches and the model's eval mode.
 

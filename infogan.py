@@ -188,6 +188,9 @@ class InfoGAN(nn.Module):
         super().__init__()
         if not categorical and not continuous:
             raise common.InputError("no categorical and no continuous codes; InfoGAN needs one")
+        if any(k < 2 for k in categorical) or code_range <= 0:
+            raise common.InputError(f"categorical is {categorical}, code_range {code_range}; "
+                                    "expected 2 categories or more and a positive range")
         self.shape = common.check_shape(shape)
         self.noise = noise
         self.categorical = list(categorical)
@@ -300,8 +303,7 @@ class InfoGAN(nn.Module):
 
     def decode(self, latent):
         """G in eval mode: latents (N, noise + codes) to images (N, C, H, W) in [0, 1]."""
-        with common.evaluating(self):
-            return common.in_batches(self.generator, latent.to(next(self.parameters())))
+        return common.generate(self, latent)
 
     def encode(self, images):
         """Q in eval mode: images (N, C, H, W), in [0, 1] or uint8, to Codes of probabilities."""

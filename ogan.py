@@ -90,7 +90,12 @@ def latent_loss(kind, latent, code):
         return -pearson_correlation(latent, code).mean()
     if kind == "mse":
         return F.mse_loss(code, latent)
-    return code.new_zeros(())
+    if kind == "none":
+        return code.new_zeros(())
+    raise common.InputError(f"{kind!r} is unknown; choose from {', '.join(LATENT_LOSSES)}")
+
+
+LATENT_LOSSES = ["pearson", "mse", "none"]
 
 
 # Most GANs are one scheme: a critic's and a generator's loss of the scores of real and fake images.
@@ -110,7 +115,9 @@ def critic_loss(kind, real, fake, distance):
         return (F.relu(1 + real) + F.relu(1 - fake)).mean()
     if kind == "leastsquares":      # Mao et al. 2017
         return ((real + 1) ** 2 + (fake - 1) ** 2).mean()
-    return F.softplus(real - fake).mean()             # relativistic, Jolicoeur-Martineau 2019
+    if kind == "relativistic":      # Jolicoeur-Martineau 2019
+        return F.softplus(real - fake).mean()
+    raise common.InputError(f"{kind!r} is unknown; choose from {', '.join(GAN_LOSSES)}")
 
 
 def generator_loss(kind, real, fake):
@@ -121,7 +128,9 @@ def generator_loss(kind, real, fake):
         return ((fake + 1) ** 2).mean()
     if kind == "relativistic":
         return F.softplus(fake - real).mean()
-    return fake.mean()                                # qp, wasserstein, hinge
+    if kind in ("qp", "wasserstein", "hinge"):
+        return fake.mean()
+    raise common.InputError(f"{kind!r} is unknown; choose from {', '.join(GAN_LOSSES)}")
 
 
 GAN_LOSSES = ["qp", "wasserstein", "nonsaturating", "hinge", "leastsquares", "relativistic"]
@@ -177,6 +186,9 @@ class OGAN(nn.Module):
 
     def __init__(self, shape=(1, 28, 28), latent=32, width=32, critic="avg", truncation=0.9):
         super().__init__()
+        if latent < 2 or critic not in ("avg", "network"):
+            raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 latent "
+                                    "variables or more, to correlate, and avg or network")
         self.shape = common.check_shape(shape)
         self.latent = latent
         self.truncation = truncation
@@ -219,9 +231,7 @@ class OGAN(nn.Module):
 
     def decode(self, latent):
         """G in eval mode: latents (N, latent) to images (N, C, H, W) in [0, 1]."""
-        with common.evaluating(self):
-            images = common.in_batches(self.generator, latent.to(next(self.parameters())))
-            return images / 2 + 0.5
+        return common.generate(self, latent) / 2 + 0.5
 
     def encode(self, images):
         """N(E(x)) in eval mode: images (N, C, H, W), in [0, 1] or uint8, to latents (N, latent)."""
@@ -261,7 +271,7 @@ class Config(common.RunConfig):
                                 choices=["avg", "network"])
     latent_loss: str = common.option(
         "pearson", "what E(G(z)) should do: correlate with z, equal it, or neither",
-        choices=["pearson", "mse", "none"])
+        choices=LATENT_LOSSES)
     gan_loss: str = common.option("qp", "the GAN", choices=GAN_LOSSES)
     truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
     joint_batch: bool = common.option(True, "E sees real and fake images as one batch")

@@ -1099,6 +1099,10 @@ def test_sizes_are_checked():
         for cls in MODELS.values():
             refused(lambda cls=cls, shape=shape: cls(shape), "multiples of 4")
     refused(lambda: infogan.InfoGAN(categorical=(), continuous=0), "InfoGAN needs one")
+    refused(lambda: infogan.InfoGAN(categorical=(10, 1)), "2 categories or more")
+    refused(lambda: infogan.InfoGAN(code_range=0.0), "positive range")
+    refused(lambda: ogan.OGAN(latent=1), "2 latent variables or more")
+    refused(lambda: ogan.OGAN(critic="mean"), "avg or network")
     for model in small_models():
         # a convolution would take 30x30, and D would see it beside the generator's 28x28
         refused(lambda model=model: model(torch.rand(2, 1, 30, 30)), "(2, 1, 30, 30)")
@@ -1106,6 +1110,21 @@ def test_sizes_are_checked():
         step = sys.modules[type(model).__module__].training_step
         refused(lambda model=model, step=step, optimizers=optimizers:
                 step(model, *optimizers, torch.rand(2, 1, 30, 30)), "(2, 1, 30, 30)")
+
+
+def test_losses_of_an_unknown_kind_are_refused():
+    model, real = ogan.OGAN(latent=4, width=2), torch.rand(4, 1, 28, 28)
+    optimizers = [torch.optim.SGD(p, 1.0) for p in (model.e_parameters(), model.g_parameters())]
+    for options in ({"gan": "wgan"}, {"latent": "cosine"}):
+        refused(lambda o=options: ogan.training_step(model, *optimizers, real, **o), "is unknown")
+    refused(lambda: ogan.generator_loss("wgan", torch.zeros(2), torch.zeros(2)), "is unknown")
+
+
+def test_latents_to_decode_are_checked():
+    for model in small_models():
+        for bad in (torch.zeros(3, 7), torch.zeros(8), [0.0]):
+            refused(lambda bad=bad, model=model: model.decode(bad), "latents are", "(N, ")
+        assert model.decode(model.sample_latent(0)).shape == (0, 1, 28, 28)
 
 
 def test_images_to_encode_are_checked():
