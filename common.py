@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import signal
 import socket
 import struct
@@ -50,13 +51,23 @@ class InputError(ValueError):
 
 # ---------------------------------------------------------------- network blocks
 
-def check_shape(shape):
-    """`shape` as a tuple (C, H, W); InputError unless H and W are multiples of 4."""
-    channels, height, width = shape
-    if min(shape) < 1 or height % 4 or width % 4:
-        raise InputError(f"images of {channels}x{height}x{width} do not fit the networks; pad or "
-                         "crop height and width to multiples of 4")
-    return channels, height, width
+def stage_channels(shape, width):
+    """The channels of the stride-2 stages that images of `shape` (C, H, W) need.
+
+    Up to 32 pixels it is two stages, the InfoGAN paper's for MNIST; beyond, as many as bring the
+    longer side under 8: 3 for 40 to 56 pixels, 4 for 64 to 112, 5 for 128 to 224. The first has
+    `width` channels, each next one twice as many, up to eight times `width`. Errors: InputError
+    unless both sides can be halved so often.
+    """
+    side = max(shape[1:])
+    stages = 2
+    while side > 32 and side >> stages >= 8:
+        stages += 1
+    multiple = 2**stages
+    if min(shape) < 1 or shape[1] % multiple or shape[2] % multiple:
+        raise InputError(f"images of {'x'.join(map(str, shape))} do not fit the networks; pad or "
+                         f"crop height and width to multiples of {multiple}")
+    return [width * min(2**stage, 8) for stage in range(stages)]
 
 
 class Float32(nn.Module):
@@ -69,32 +80,40 @@ class Float32(nn.Module):
 def convolutional_trunk(shape, width, slope):
     """Images (N, C, H, W) to features (N, 16 width): the InfoGAN paper's D without its head.
 
-    With `width` 64 its layers have 64 and 128 channels and 1024 units; `slope` is the leaky ReLU's.
+    With `width` 64 and 28x28 pixels its layers have 64 and 128 channels and 1024 units; larger
+    images have more stages (`stage_channels`). `slope` is the leaky ReLU's.
     """
-    c, h, w = check_shape(shape)
-    units = 2 * width * (h // 4) * (w // 4)
+    before, h, w = shape
+    layers = []
+    for i, channels in enumerate(stage_channels(shape, width)):     # (N, channels, h / 2, w / 2)
+        layers.append(nn.Conv2d(before, channels, 4, 2, 1, bias=i == 0))
+        if i > 0:
+            layers.append(nn.BatchNorm2d(channels))
+        layers.append(nn.LeakyReLU(slope))
+        before, h, w = channels, h // 2, w // 2
     return nn.Sequential(
-        # to (N, width, H/2, W/2), (N, 2 width, H/4, W/4), (N, 16 width)
-        nn.Conv2d(c, width, 4, 2, 1), nn.LeakyReLU(slope),
-        nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width),
-        nn.LeakyReLU(slope), nn.Flatten(),
-        nn.Linear(units, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))
+        *layers, nn.Flatten(), nn.Linear(before * h * w, 16 * width, bias=False),
+        nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))            # (N, 16 width)
 
 
 def convolutional_generator(inputs, shape, width, activation):
-    """Latents (N, inputs) to images (N, C, H, W): the InfoGAN paper's G.
+    """Latents (N, inputs) to images (N, C, H, W): the InfoGAN paper's G, the trunk in reverse.
 
     `activation`, a module such as nn.Sigmoid(), turns the last layer's output into pixels.
     """
-    c, h, w = check_shape(shape)
-    units = 2 * width * (h // 4) * (w // 4)
-    return nn.Sequential(
-        # to (N, 16 width), (N, 2 width, H/4, W/4), (N, width, H/2, W/2), (N, C, H, W)
+    c, h, w = shape
+    channels = stage_channels(shape, width)
+    h, w = h >> len(channels), w >> len(channels)
+    units = channels[-1] * h * w
+    layers = [
         nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),
         nn.Linear(16 * width, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(),
-        nn.Unflatten(1, (2 * width, h // 4, w // 4)),
-        nn.ConvTranspose2d(2 * width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.ConvTranspose2d(width, c, 4, 2, 1), Float32(), activation)
+        nn.Unflatten(1, (channels[-1], h, w))]
+    for i in range(len(channels) - 1, 0, -1):                       # (N, channels[i - 1], 2 h, 2 w)
+        layers += [nn.ConvTranspose2d(channels[i], channels[i - 1], 4, 2, 1, bias=False),
+                   nn.BatchNorm2d(channels[i - 1]), nn.ReLU()]
+    layers.append(nn.ConvTranspose2d(channels[0], c, 4, 2, 1))      # (N, C, H, W)
+    return nn.Sequential(*layers, Float32(), activation)
 
 
 def initialise(module):
@@ -187,10 +206,15 @@ def evaluating(model):
             module.training = training
 
 
-def in_batches(function, tensor, size=1000):
+def batch_for(shape):
+    """How many images of `shape` are evaluated at a time: 1000 of MNIST's, fewer of larger ones."""
+    return max(1, min(1000, 3_000_000 // math.prod(shape)))
+
+
+def in_batches(function, tensor, size=None):
     """function over slices of `size` rows, concatenated; uint8 arrives as float in [0, 1]."""
     outputs = []
-    for part in tensor.split(size):
+    for part in tensor.split(size or batch_for(tensor.shape[1:])):
         outputs.append(function(part.float() / 255 if part.dtype == torch.uint8 else part))
     return torch.cat(outputs)
 
@@ -205,7 +229,8 @@ def generate(model, latent):
         what = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
         raise InputError(f"latents are {what}; expected a tensor of shape (N, {size})")
     with evaluating(model):
-        return in_batches(model.generator, latent.to(next(model.parameters())))
+        latent = latent.to(next(model.parameters()))
+        return in_batches(model.generator, latent, batch_for(model.shape))
 
 
 def evaluate(function, images, model):
@@ -216,8 +241,8 @@ def evaluate(function, images, model):
     """
     outputs = []
     with evaluating(model):
-        for i in range(0, max(len(images), 1), 1000):
-            part = prepare(images[i:i + 1000], model)
+        for i in range(0, max(len(images), 1), batch_for(model.shape)):
+            part = prepare(images[i:i + batch_for(model.shape)], model)
             if part.numel() and not (part.min() >= -1e-3 and part.max() <= 1 + 1e-3):
                 raise InputError(f"images go from {part.min():g} to {part.max():g}; expected "
                                  "floats in [0, 1], or uint8")
@@ -250,19 +275,25 @@ def load_model(cls, method, path, device="cpu"):
 
 # ---------------------------------------------------------------- data sets
 
-IDX_FILES = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k")
-             for kind in ("images-idx3", "labels-idx1")]
-SOURCES = {   # mirrors in the order tried, the folder torchvision uses, SHA-256 or MD5 of each file
+# Mirrors in the order tried, the folder that torchvision uses, and of each file's bytes, packed or
+# unpacked, the SHA-256 or MD5: training images and labels, test images and labels.
+SOURCES = {
     "mnist": (["https://ossci-datasets.s3.amazonaws.com/mnist/",
                "https://storage.googleapis.com/cvdf-datasets/mnist/"], "MNIST/raw",
-              ["440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-               "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-               "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-               "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"]),
+              ["ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+               "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+               "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+               "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"]),
     "fashion": (["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"], "FashionMNIST/raw",
                 ["8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
                  "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"]),
 }
+IDX_FILES = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
+             "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
+# The names that these files go by elsewhere: unpacked, with a dot, after the name of a set.
+IDX_NAMES = [r"(.*-)?train-images[-.]idx3-ubyte(\.gz)?", r"(.*-)?train-labels[-.]idx1-ubyte(\.gz)?",
+             r"(.*-)?(t10k|test)-images[-.]idx3-ubyte(\.gz)?",
+             r"(.*-)?(t10k|test)-labels[-.]idx1-ubyte(\.gz)?"]
 MIRROR_TIMEOUT = 15   # seconds of silence before the next mirror is tried
 
 
@@ -283,7 +314,8 @@ class Data:
 
 
 def load_data(name, root="data"):
-    """Data named `mnist`, `fashion`, `digits` or a FILE.pt; `auto` is mnist, else digits.
+    """Data named `mnist`, `fashion`, `digits`, a FILE.pt or a folder of four IDX files; `auto` is
+    mnist, else digits.
 
     Errors: InputError for an unknown name, a file that does not hold what it should, or a download
     that failed.
@@ -296,33 +328,57 @@ def load_data(name, root="data"):
                   "digits)", file=sys.stderr, flush=True)
             name = "digits"
     if name in SOURCES:
-        train, train_labels, test, test_labels = map(read_idx, find_or_download(name, Path(root)))
+        paths = find_or_download(name, Path(root).expanduser())
+        train, train_labels, test, test_labels = map(read_idx, paths)
         return Data(name, train[:, None], train_labels.long(), test[:, None], test_labels.long())
     if name == "digits":
         images, labels, factors = draw_digits(70_000)
         n = 60_000
         test_factors = {key: values[n:] for key, values in factors.items()}
         return Data(name, images[:n], labels[:n], images[n:], labels[n:], test_factors)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return load_folder(path)
     if name.endswith(".pt"):
-        return load_file(name)
-    raise InputError(f"--data {name!r} is unknown; expected auto, mnist, fashion, digits, FILE.pt")
+        return load_file(path)
+    raise InputError(f"--data {name!r} is unknown; expected auto, mnist, fashion, digits, FILE.pt "
+                     "or a folder of four IDX files")
 
 
 def find_or_download(name, root):
-    """The four IDX files of `name` as paths; what has no genuine copy in root goes to root/name."""
+    """The four IDX files of `name` as paths; what has no genuine copy in root goes to root/name.
+
+    A file that has the right name and other contents, as KMNIST's or EMNIST's, is named on stderr.
+    """
     mirrors, folder, checksums = SOURCES[name]
     paths = []
-    for file, checksum in zip(IDX_FILES, checksums):
-        places = [root / file, root / name / file, root / folder / file]
-        found = [path for path in places if genuine(path, checksum)]
-        paths.append(found[0] if found else download(file, mirrors, checksum, root / name))
+    for file, pattern, checksum in zip(IDX_FILES, IDX_NAMES, checksums):
+        found, others = None, []
+        for place in (root, root / name, root / folder, root / "raw", root / Path(folder).parent):
+            for path in sorted(place.iterdir()) if place.is_dir() else ():
+                if found is None and re.fullmatch(pattern, path.name):
+                    if genuine(path, checksum):
+                        found = path
+                    else:
+                        others.append(str(path))
+        if found is None and others:
+            print(f"{', '.join(others)}: not {name}'s {file}, whatever the name; fetching that (if "
+                  "the files are what you want: --data FOLDER)", file=sys.stderr, flush=True)
+        paths.append(found or download(file, mirrors, checksum, root / name))
     return paths
 
 
 def genuine(path, checksum):
-    """Whether the file is there with that SHA-256 (64 hex digits) or MD5 (32)."""
+    """Whether the file's bytes, or what they unpack to, have that SHA-256 (64 digits) or MD5
+    (32)."""
     algorithm = "sha256" if len(checksum) == 64 else "md5"
-    return path.is_file() and hashlib.new(algorithm, path.read_bytes()).hexdigest() == checksum
+    try:
+        content = path.read_bytes()
+        if hashlib.new(algorithm, content).hexdigest() == checksum:
+            return True
+        return hashlib.new(algorithm, gzip.decompress(content)).hexdigest() == checksum
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def download(file, mirrors, checksum, folder):
@@ -362,18 +418,43 @@ def fetch(url, path):
 
 
 def read_idx(path):
-    """An IDX file of unsigned bytes as a uint8 tensor (format: yann.lecun.com/exdb/mnist)."""
-    content = gzip.decompress(path.read_bytes())
-    dimensions = content[3]
-    shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    return torch.frombuffer(bytearray(content[4 + 4 * dimensions:]), dtype=torch.uint8).view(shape)
+    """An IDX file of unsigned bytes, packed or not, as a uint8 tensor
+    (yann.lecun.com/exdb/mnist)."""
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        dimensions = content[3]
+        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        pixels = bytearray(content[4 + 4 * dimensions:])
+        if content[:3] != b"\0\0\x08" or len(pixels) != math.prod(shape):
+            raise ValueError
+        return torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
+    except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error):
+        raise InputError(f"{path} is no IDX file of unsigned bytes, as MNIST's are") from None
+
+
+def load_folder(path):
+    """A data set in MNIST's layout that is not MNIST: a folder with four IDX files."""
+    found = []
+    for pattern in IDX_NAMES:
+        matches = [file for file in sorted(path.iterdir()) if re.fullmatch(pattern, file.name)]
+        if not found and not matches:
+            raise InputError(f"--data {path} is a folder; pack its pictures into a FILE.pt by the "
+                             "few lines in README.md, Your own images (torch reads no pictures)")
+        if len(matches) != 1:
+            names = ", ".join(file.name for file in matches) or "none"
+            raise InputError(f"--data {path}: of the four IDX files one each is expected; for "
+                             f"{pattern} there is {names}")
+        found.append(read_idx(matches[0]))
+    train, train_labels, test, test_labels = found
+    return own_data(path, train, train_labels, test, test_labels)
 
 
 def load_file(path):
-    """A user's own images: a dict saved by torch with `images` uint8 (N, C, H, W), H and W
-    multiples of 4, and optionally `labels` (N,), `test_images`, `test_labels`.
+    """A user's own images: a dict saved by torch with `images` and optionally `labels`,
+    `test_images`, `test_labels`; see `own_images` and `own_labels` for what they may be.
 
-    Without test images every tenth image is held out; under twenty images serve both ends.
     Errors: InputError that says what was found and what was expected.
     """
     try:
@@ -381,52 +462,107 @@ def load_file(path):
     except FileNotFoundError:
         raise InputError(f"--data {path}: no such file") from None
     except Exception:
-        raise InputError(f"--data {path} cannot be read; expected a dict of tensors, nothing else, "
-                         "saved by torch.save") from None
+        raise InputError(f"--data {path} cannot be read: cut short, damaged or no dict of tensors, "
+                         "nothing else, saved by torch.save") from None
     if not isinstance(content, dict) or "images" not in content:
-        raise InputError(f"--data {path} holds no `images`; expected a dict with `images` uint8 "
-                         "(N, C, H, W)")
-    images, labels = content["images"], content.get("labels")
-    check_own_data(path, "images", images, labels, images)
-    if "test_images" in content:
-        test, test_labels = content["test_images"], content.get("test_labels")
-        check_own_data(path, "test_images", test, test_labels, images)
+        raise InputError(f"--data {path} holds no `images`; expected a dict with `images`, (N, C, "
+                         "H, W)")
+    keys = ("images", "labels", "test_images", "test_labels")
+    return own_data(path, *(content.get(key) for key in keys))
+
+
+def own_data(path, images, labels, test, test_labels):
+    """The Data of a user's images. Without test images a random tenth is held out, the same each
+    time; under twenty images serve both ends."""
+    images = own_images(path, "images", images)
+    labels = own_labels(path, "images", labels, len(images))
+    if test is not None:
+        test = own_images(path, "test_images", test)
+        test_labels = own_labels(path, "test_images", test_labels, len(test))
+        if test.shape[1:] != images.shape[1:]:
+            raise InputError(f"--data {path}: `images` are {tuple(images.shape)}, `test_images` "
+                             f"{tuple(test.shape)}; expected one size throughout")
         if (labels is None) != (test_labels is None):
             raise InputError(f"--data {path} has labels for one of `images` and `test_images`; "
                              "give `labels` and `test_labels`, or neither")
     elif len(images) < 20:
         test, test_labels = images, labels
     else:
-        held_out = torch.arange(len(images)) % 10 == 9
-        test, images = images[held_out], images[~held_out]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        held_out, rest = order[:len(images) // 10], order[len(images) // 10:]
+        test, images = images[held_out], images[rest]
         if labels is not None:
-            test_labels, labels = labels[held_out], labels[~held_out]
-    if labels is None:
-        return Data(Path(path).name, images, None, test, None)
-    return Data(Path(path).name, images, labels.long(), test, test_labels.long())
+            test_labels, labels = labels[held_out], labels[rest]
+    if labels is not None and len(test_labels.unique()) == 1:
+        print(f"{path}: all test images are of one class, so accuracy, NMI and ARI say nothing")
+    return Data(path.name, images, labels, test, test_labels)
 
 
-def check_own_data(path, key, images, labels, first):
-    """InputError unless `images` can be trained on, are of the size of `first`, and have a label
-    from 0 to 999 each, or none at all."""
-    what = type(images).__name__
-    usable = False
-    if torch.is_tensor(images):
-        what = f"{images.dtype} {tuple(images.shape)}"
-        usable = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
-    if not usable or images.shape[1:] != first.shape[1:]:
-        raise InputError(f"--data {path}: `{key}` is {what}; expected torch.uint8 (N, C, H, W), "
-                         "one size throughout; of floats x from 0 to 1 make "
-                         "(255 * x).round().byte()")
+def own_images(path, key, images):
+    """`images` as uint8 (N, C, H, W), where it is certain what is meant: whole numbers from 0 to
+    255, floats from 0 to 1, booleans; one channel left out, or one to three channels last."""
+    def refuse(what, advice):
+        raise InputError(f"--data {path}: `{key}` {what}; {advice}")
+
+    if not torch.is_tensor(images):
+        refuse(f"is {type(images).__name__}", "expected a tensor (N, C, H, W)")
+    kind = f"{images.dtype} {tuple(images.shape)}"
+    if images.layout != torch.strided or images.is_complex() or not images.numel():
+        refuse(f"is {kind}", "expected uint8 or floats from 0 to 1, (N, C, H, W)")
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim != 4:
+        refuse(f"is {kind}", "expected (N, C, H, W)")
+    elif images.shape[1] > 4 and images.shape[3] <= 4:              # nothing is so narrow
+        if images.shape[3] == 4:
+            refuse(f"is {kind}", "channels last? images.permute(0, 3, 1, 2)")
+        images = images.permute(0, 3, 1, 2)
     if len(images) < 2:
-        raise InputError(f"--data {path} holds one image in `{key}`; expected 2 or more, for batch "
-                         "normalisation to train on and for scores to compare")
+        refuse("holds one image", "expected 2 or more, for batch normalisation to train on and for "
+               "scores to compare")
+    if images.dtype == torch.bool:
+        return images.byte() * 255
+    low, high = images.min().item(), images.max().item()
+    found = f"goes from {low:g} to {high:g} in {images.dtype}"
+    if images.is_floating_point():
+        if low < -1e-3 and low >= -1.001 and high <= 1.001:
+            refuse(found, "expected 0 to 1: take (x + 1) / 2")
+        if low >= 0 and 1.001 < high <= 255:
+            refuse(found, "expected 0 to 1: take x / 255, or x.byte()")
+        if not (low >= -1e-3 and high <= 1.001):
+            refuse(found, "expected uint8, or floats from 0 to 1")
+        return (255 * images.clamp(0, 1)).round().byte()
+    if low < 0 or high > 255:
+        refuse(found, "expected whole numbers from 0 to 255, or floats from 0 to 1")
+    if high == 1:
+        refuse(found, "which is all but black: take 255 * x")
+    return images.byte()
+
+
+def own_labels(path, key, labels, count):
+    """Labels as int64 (count,), or None; taken are lists and tensors of whole numbers from 0 to
+    999, as a column too, and one-hot rows."""
     if labels is None:
-        return
-    whole = torch.is_tensor(labels) and not labels.is_floating_point()
-    if not whole or labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() > 999:
-        raise InputError(f"--data {path}: the labels of `{key}` must be whole numbers from 0 to "
-                         f"999, one for each of {len(images)} images")
+        return None
+    try:
+        found = torch.as_tensor(labels)
+        what = f"{found.dtype} {tuple(found.shape)}"
+        if found.layout != torch.strided or found.is_complex():
+            raise ValueError
+        whole = found.long()
+        if found.is_floating_point() and (whole != found).any():
+            raise ValueError
+        if whole.ndim == 2 and whole.shape[1] > 1 and bool(((whole == 0) | (whole == 1)).all()):
+            if bool((whole.sum(1) == 1).all()):
+                whole = whole.argmax(1)
+        whole = whole.flatten() if whole.shape == (count, 1) else whole
+        if whole.shape != (count,) or whole.min() < 0 or whole.max() > 999:
+            raise ValueError
+        return whole
+    except (ValueError, TypeError, RuntimeError):
+        what = what if torch.is_tensor(labels) else type(labels).__name__
+        raise InputError(f"--data {path}: the labels of `{key}` are {what}; expected a whole "
+                         f"number from 0 to 999 for each of {count} images") from None
 
 
 # ---------------------------------------------------------------- drawn digits
@@ -532,9 +668,6 @@ def draw_digits(n, seed=0, points=64, blur=0.8):
 
 # ---------------------------------------------------------------- scores
 
-SAMPLES = 10_000   # fresh samples that scores are taken from
-
-
 def assignment(profit):
     """The column for each row of `profit` (R, K), one-to-one, that maximises the sum; int64 (R,).
 
@@ -614,8 +747,8 @@ def clustering_scores(clusters, labels):
 
 def frechet_distance(a, b):
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of Gaussians fitted to features (N, D) and
-    (M, D) (Heusel et al. 2017)."""
-    a, b = a.double(), b.double()
+    (M, D) (Heusel et al. 2017). On the CPU: MPS has no float64."""
+    a, b = a.cpu().double(), b.cpu().double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -656,14 +789,18 @@ class Judge(nn.Module):
     """A small classifier that scores generated images; it never trains a GAN.
 
     Images (N, C, H, W) in [0, 1] to logits; `features` gives the (N, 64) that the Frechet distance
-    is taken in. Three epochs of Adam over the training images on the CPU from seed 0; kept in
+    is taken in. `task` is what it learns: "classes", the labels, or where there are none
+    "orientation", by which of four flips an image was turned (none, left-right, upside down, both).
+    Three epochs of Adam over the training images on the CPU from seed 0; kept in
     torch.hub.get_dir() by data set and recipe.
     """
     RECIPE = "conv5s2x16-conv3s2x32-fc64-bn adam 3e-3 onecycle batch 128 epochs 3 seed 0"
+    FLIPS = ((), (3,), (2,), (2, 3))
 
-    def __init__(self, shape, classes):
+    def __init__(self, shape, classes, task="classes"):
         c, h, w = shape
         super().__init__()
+        self.task = task
         self.features = nn.Sequential(
             # to (N, 16, H/2, W/2), (N, 32, H/4, W/4), (N, 64)
             nn.Conv2d(c, 16, 5, 2, 2), nn.BatchNorm2d(16), nn.ReLU(),
@@ -675,25 +812,41 @@ class Judge(nn.Module):
         return self.head(self.features(images))
 
     @classmethod
-    def for_data(cls, data):
-        """The judge of this data set, in eval mode on its device; None without labels."""
-        if data.labels is None:
-            return None
+    def for_data(cls, data, task=None):
+        """The judge of this data set, in eval mode on its device, from the cache or trained."""
+        if task is None:
+            task = "orientation" if data.labels is None else "classes"
         recipe = (cls.RECIPE + torch.__version__).encode()
-        key = hashlib.sha256(recipe + raw_bytes(data.images) + raw_bytes(data.labels)).hexdigest()
-        name = f"judge-{key[:16]}.pt"
+        classes, labels = len(cls.FLIPS), None
+        if task == "classes":
+            labels = data.labels.cpu()
+            classes = int(torch.cat([data.labels, data.test_labels]).max()) + 1
+            recipe_data = raw_bytes(data.images) + raw_bytes(data.labels)
+        else:
+            recipe_data = raw_bytes(data.images) + task.encode()
+        name = f"judge-{hashlib.sha256(recipe + recipe_data).hexdigest()[:16]}.pt"
         path = Path(torch.hub.get_dir(), "infogan-ogan", name)
         with torch.random.fork_rng(devices=[]):       # cached or fresh: the same random state after
             torch.default_generator.manual_seed(0)
-            judge = cls(data.shape, int(torch.cat([data.labels, data.test_labels]).max()) + 1)
+            judge = cls(data.shape, classes, task)
             try:
                 judge.load_state_dict(safe_load(path))
             except Exception:                         # absent, damaged or unreadable: train it anew
-                judge.fit(data.images.cpu(), data.labels.cpu())
+                judge.fit(data.images.cpu(), labels)
                 with contextlib.suppress(OSError, InputError):    # a cache that cannot be written
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_file(path, saved_bytes(judge.state_dict()))
         return judge.to(data.images.device).eval().requires_grad_(False)
+
+    def turned(self, images, seed=None):
+        """Images each under one of FLIPS, and which; torch's random state, or a seed's, chooses."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        labels = torch.randint(len(self.FLIPS), (len(images),), generator=generator)
+        labels = labels.to(images.device)
+        images = images.clone()
+        for label, axes in enumerate(self.FLIPS):
+            images[labels == label] = images[labels == label].flip(axes)
+        return images, labels
 
     def fit(self, images, labels, epochs=3):
         batch = min(128, len(images))
@@ -702,34 +855,39 @@ class Judge(nn.Module):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, epochs * steps + 1)
         for _ in range(epochs):
             for i in torch.randperm(len(images)).split(batch)[:steps]:
+                if labels is None:
+                    real, answer = self.turned(images[i])
+                else:
+                    real, answer = images[i], labels[i]
                 optimizer.zero_grad()
-                F.cross_entropy(self(images[i].float() / 255), labels[i]).backward()
+                F.cross_entropy(self(real.float() / 255), answer).backward()
                 optimizer.step()
                 schedule.step()
 
-    def frechet_distance(self, images, test_images):
-        """Of `images` to `test_images`, both (N, C, H, W) in [0, 1] or uint8, in the features."""
-        features = in_batches(self.features, images)
-        return frechet_distance(features, in_batches(self.features, test_images))
-
-    def scores(self, data, samples):
-        """`frechet`, of samples (N, C, H, W) to the test images; `frechet_floor`, of as many
-        training images; `judge_accuracy`, on the test images."""
-        guess = in_batches(self, data.test_images).argmax(1)
-        as_many = data.images[:len(data.test_images)]
-        return {"frechet": self.frechet_distance(samples, data.test_images),
-                "frechet_floor": self.frechet_distance(as_many, data.test_images),
-                "judge_accuracy": float((guess == data.test_labels).float().mean())}
+    def scores(self, data, features):
+        """`frechet`, of samples by their features (N, 64) to the test images; `frechet_floor`, of
+        as many training images; `judge_task`; `judge_accuracy` in it, on the test images."""
+        images, labels = data.test_images, data.test_labels
+        test = in_batches(self.features, images)
+        floor = in_batches(self.features, data.images[:len(images)])
+        if self.task == "orientation":
+            images, labels = self.turned(images, seed=0)
+        guess = in_batches(self, images).argmax(1)
+        return {"frechet": frechet_distance(features, test),
+                "frechet_floor": frechet_distance(floor, test), "judge_task": self.task,
+                "judge_accuracy": float((guess == labels).float().mean())}
 
 
 # ---------------------------------------------------------------- pictures and page
 
-def grid(images, columns, scale=2):
+def grid(images, columns, scale=None):
     """Images (N, C, H, W) in [0, 1] as one uint8 picture (height, width, 1 or 3), row by row.
 
-    Each pixel is `scale` pixels wide. Of 2 channels the first is shown, of 4 or more the first
-    three.
+    Each pixel is `scale` pixels wide, by default 2 for images of up to 32 pixels and 1 beyond. Of 2
+    channels the first is shown, of 4 or more the first three.
     """
+    if scale is None:
+        scale = 2 if max(images.shape[2:]) <= 32 else 1
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     pixels = (images.cpu().clamp(0, 1) * 255).round().byte()
     missing = -len(images) % columns
@@ -822,7 +980,7 @@ def report(title, config, history, scores, pictures):
         source = "data:image/png;base64," + base64.b64encode(image).decode()
         figures += (f'<figure><img alt="{name}" src="{source}">'
                     f"<figcaption><b>{name}.png</b> {caption}</figcaption></figure>")
-    for name in history[0] if history else ():
+    for name in dict.fromkeys(itertools.chain(*history)):
         lines = [line for line in history if isinstance(line.get(name), float)]
         if lines:
             points = [(line["epoch"], line[name]) for line in lines]
@@ -868,9 +1026,11 @@ class RunConfig:
     precision: str = option(
         "auto", "of the forward passes in training: fp32, bf16, or auto: bf16 where the processor "
         "has instructions for it", choices=["auto", "fp32", "bf16"])
-    data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn), FILE.pt")
+    data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn), FILE.pt "
+                       "or a folder of four IDX files")
     data_root: str = option("data", "folder where data files are looked for and downloaded to")
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
+    samples: int = option(10_000, "fresh samples to score; never more than training images", low=2)
     resume: str = option("", "run folder to go on with, under its own options, up to --epochs")
 
     PAPER = {}
@@ -893,6 +1053,8 @@ class RunConfig:
                 if kind is not str and not low <= number <= high:
                     raise InputError(f"{flag_of(f)} is {number}; expected a number of at least "
                                      f"{low} and at most {high}")
+            if kind is str and value.startswith("~"):
+                setattr(self, f.name, os.path.expanduser(value))
 
     def refuse_idle(self, why, *names):
         """InputError for the first of these options that was changed although it does nothing."""
@@ -940,7 +1102,7 @@ def parse(Config, method, description, argv=None):
 def resumed(Config, method, given):
     """The Config of the run folder given["resume"] (or its checkpoint.pt), with what may change."""
     for name in sorted(given):
-        if name not in ("resume", "epochs", "device", "data_root"):
+        if name not in ("resume", "epochs", "device", "data", "data_root", "samples"):
             raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run; leave "
                              "out one of the two")
     path = Path(given["resume"])
@@ -948,6 +1110,7 @@ def resumed(Config, method, given):
         saved = read_checkpoint(path, method)["config"]
         given["resume"] = str(path.parent if path.is_file() else path)
         config = Config(**(saved | given))
+        config.is_resumed = True
     for f in fields(Config):
         if f.name not in saved:
             print(f"{given['resume']} is from before {flag_of(f)}; it goes on with "
@@ -958,16 +1121,22 @@ def resumed(Config, method, given):
 def command_line(train, Config, method, description, argv=None):
     """Parse and train. Bad input ends as one line on stderr and status 2, an interrupted run as one
     line and status 130."""
+    for stream in (sys.stdout, sys.stderr):            # a path may hold letters that it cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         train(parse(Config, method, description, argv))
         return
     except InputError as error:
         why, status = str(error), 2
-    except (RuntimeError, MemoryError) as error:
-        memory = "out of memory|(allocate|enough) memory"
-        if not isinstance(error, MemoryError) and not re.search(memory, str(error)):
+    except (RuntimeError, MemoryError, ValueError) as error:
+        if out_of_memory(error):
+            why = "out of memory; lower --batch-size or --width, or take smaller images"
+        elif isinstance(error, (ValueError, NotImplementedError)):
+            why = f"{' '.join(str(error).split())[:300]} ({type(error).__name__})"
+        else:
             raise
-        why, status = "out of memory; lower --batch-size or --width, or take smaller images", 2
+        status = 2
     except OSError as error:
         if error.filename is not None:   # standard output has no name; files have their own line
             raise
@@ -980,6 +1149,11 @@ def command_line(train, Config, method, description, argv=None):
             dist.destroy_process_group()
     print(f"{method}.py: {why}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def out_of_memory(error):
+    said = re.search("out of memory|(allocate|enough) memory", str(error))
+    return isinstance(error, MemoryError) or said is not None
 
 
 def pick_device(name):
@@ -1077,14 +1251,21 @@ def average_gradients(optimizer, *_):
         p.grad.copy_(mean.view_as(p))
 
 
-def start(config):
+def start(config, method):
     """What every training begins with: the configuration with the data set and precision really
     used, the device, and the data on it. Seeds torch."""
+    if config.resume and not hasattr(config, "is_resumed"):         # from Python
+        changed = {f.name: getattr(config, f.name) for f in fields(config)}
+        changed = {f.name: changed[f.name] for f in fields(config)
+                   if changed[f.name] != f.metadata["default"]}
+        config = resumed(type(config), method, changed)
     device = pick_device(config.device)
-    if "LOCAL_RANK" in os.environ and not dist.is_initialized():    # torchrun
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
+    launched = dist.is_available() and dist.is_torchelastic_launched()          # by torchrun
+    if launched and device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)                 # where a CUDA graph is captured
+    if launched and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, number = processes()
     if config.batch_size % number:
@@ -1093,7 +1274,12 @@ def start(config):
     if rank:
         sys.stdout = io.StringIO()                                  # the first process alone prints
     data = load_data(config.data, config.data_root)
-    name = str(Path(config.data).resolve()) if config.data.endswith(".pt") else data.name
+    if min(config.batch_size, len(data.images)) < 2 * number:
+        raise InputError(f"{len(data.images)} images in batches of {config.batch_size} leave less "
+                         f"than 2 for each of {number} processes; start fewer")
+    name = data.name
+    if config.data not in (*SOURCES, "auto", "digits"):
+        name = str(Path(config.data).resolve())
     config = replace(config, data=name, precision=pick_precision(config.precision, device))
     for key in ("images", "labels", "test_images", "test_labels"):
         if getattr(data, key) is not None:
@@ -1107,9 +1293,10 @@ def start(config):
 # ---------------------------------------------------------------- the run
 
 def write_file(path, content):
-    """Write bytes or text so that the final name only ever holds a whole file: beside it, to the
-    disk, then renamed. InputError if that fails; what the name held before is kept."""
-    part = Path(f"{path}.part")
+    """Write bytes or text so that the final name only ever holds a whole file: beside it, under a
+    name that no other writer has, to the disk, then renamed. InputError if that fails; what the
+    name held before is kept."""
+    part = Path(f"{path}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -1131,7 +1318,12 @@ def saved_bytes(state):
 
 
 def safe_load(path):
-    """torch.load on the CPU of tensors and plain values only: no code in the file runs."""
+    """torch.load on the CPU of tensors and plain values only: no code in the file runs. Its
+    checksums are compared, which torch.load leaves out. Errors: whatever zipfile and torch
+    raise."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip():
+            raise zipfile.BadZipFile
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")   # refused anyway
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -1140,12 +1332,9 @@ def safe_load(path):
 def read_checkpoint(path, method):
     """The dict in a saved model or checkpoint.pt (or in the run folder `path`) of that method, on
     the CPU; InputError if it is not one."""
-    path = Path(path)
+    path = Path(path).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():                      # torch.load does not compare the checksums
-                raise zipfile.BadZipFile
         state = safe_load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint; give a run folder or saved model") from None
@@ -1166,6 +1355,8 @@ def fitting(path, method):
     except InputError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{path} does not fit this {method}.py ({type(error).__name__}: {why}); "
                          "take the version that wrote it") from None
@@ -1206,7 +1397,9 @@ class Run:
     """
     # What a checkpoint keeps besides models, optimisers and random states: epochs done; of the next
     # one the steps done, order of the images, sum of losses, seconds; metrics; animation.
-    STATE = ("epoch", "step", "order", "sums", "seconds", "history", "frames")
+    STATE = ("epoch", "step", "order", "names", "sums", "seconds", "history")
+    FRAMES = 30                                       # of the animation, at the most
+    QUIET = 60                                        # seconds without a line where no one watches
 
     def __init__(self, method, config, data, model, average, optimizers, figures):
         self.method, self.config, self.data, self.figures = method, config, data, figures
@@ -1214,7 +1407,8 @@ class Run:
         self.device = data.images.device
         self.epoch = 0
         self._begin_epoch()
-        self.history, self.frames = [], []
+        self.history, self.frames = [], {}             # epoch -> samples, as `deflate` leaves them
+        self.fingerprint = fingerprint(data)
         self.stopping = False
         self.rank, self.processes = processes()
         if config.resume:
@@ -1223,7 +1417,8 @@ class Run:
                 self._restore(read_checkpoint(self.folder, method))
         else:
             self.folder = Path(config.out) if self.rank else new_folder(method, config.out)
-            self._add_frame(deflate(figures()["samples"][0]))
+            if not self.rank:
+                self._add_frame(deflate(figures()["samples"][0]))
         weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.about = {"method": method, **asdict(config), "device": str(self.device),
                       "threads": torch.get_num_threads(), "processes": self.processes,
@@ -1254,7 +1449,7 @@ class Run:
             "method": self.method, "options": self.model.options, "config": asdict(self.config),
             "model": self.model.state_dict(),
             "average": self.average.model.state_dict() if averaged else None,
-            "average_updates": self.average.updates,
+            "average_updates": self.average.updates, "fingerprint": self.fingerprint,
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None,
@@ -1265,6 +1460,9 @@ class Run:
         if shape != self.data.shape:
             raise InputError(f"{self.folder} was trained on images of {shape}; these are "
                              f"{self.data.shape}")
+        if self.fingerprint != state["fingerprint"]:
+            raise InputError(f"{self.folder} was trained on other images than {self.config.data} "
+                             "holds now; give the old ones by --data, or begin a new run")
         if self.config.epochs < state["epoch"]:
             raise InputError(f"--epochs {self.config.epochs} is less than the {state['epoch']} "
                              f"that {self.folder} has done")
@@ -1279,6 +1477,9 @@ class Run:
         for name in self.STATE:
             value = state[name]
             setattr(self, name, value.to(self.device) if torch.is_tensor(value) else value)
+        with contextlib.suppress(Exception):          # without it the animation begins here
+            self.frames = {epoch: raw_bytes(frame) for epoch, frame
+                           in safe_load(self.folder / "frames.pt").items() if epoch <= self.epoch}
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -1322,11 +1523,13 @@ class Run:
                 dist.broadcast(self.order, 0)
         began = time.perf_counter() - self.seconds
         shown = time.perf_counter()
+        interval = 0.5 if sys.stdout.isatty() else self.QUIET
         while self.step < steps and not self.stopping:
             first = self.step * size + self.rank * part
             yield images[self.order[first:first + part]].float() / 255
             self.step += 1
-            if sys.stdout.isatty() and (time.perf_counter() - shown > 0.5 or self.step == steps):
+            last = self.step == steps and sys.stdout.isatty()
+            if last or time.perf_counter() - shown > interval:
                 shown = time.perf_counter()
                 self._show_progress(shown - began, steps, size)
         self.means = self._mean_losses()               # waits for the device: the clock is honest
@@ -1335,8 +1538,8 @@ class Run:
             if not value.isfinite().all():
                 raise InputError(f"{name} is no longer finite in epoch {self.epoch + 1}, after "
                                  f"step {self.step}; {self._advice()}")
+        self.save()                                    # before the scores, which may fail
         if self.step < steps:
-            self.save()
             raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in epoch "
                                     f"{self.epoch + 1}; {self._go_on()}")
         self.means |= {"seconds": self.seconds, "images_per_second": steps * size / self.seconds}
@@ -1362,9 +1565,13 @@ class Run:
         losses = "  ".join(f"{name} {mean:.3f}" for name, mean in self._mean_losses().items())
         done = self.step / steps
         left = seconds / done * (self.config.epochs - self.epoch - done)
-        print(f"\r\033[Kepoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  {losses}  "
-              f"{self.step * size / seconds:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} left",
-              end="", flush=True)
+        line = (f"epoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  {losses}  "
+                f"{self.step * size / seconds:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} "
+                "left")
+        if sys.stdout.isatty():
+            print(f"\r\033[K{line}", end=", scoring" if self.step == steps else "", flush=True)
+        else:
+            print(line, flush=True)
 
     def _advice(self):
         return (f"{self.folder}/checkpoint.pt is from before that; begin anew with lower learning "
@@ -1373,19 +1580,21 @@ class Run:
     def _go_on(self):
         return f"go on with: python {self.method}.py --resume {self.folder}"
 
-    def end_epoch(self, scores):
-        """Add the epoch's line to the metrics, with these scores, and write everything."""
+    def end_epoch(self, score):
+        """Add the epoch's line to the metrics, with what score() gives, and write everything."""
+        scores = {} if self.rank else score()
         self.epoch += 1
         line = {"epoch": self.epoch, "data": self.data.name, **self.means, **defined(scores)}
         self.history.append(line)
         self._begin_epoch()
-        self._write(line, new_frame=True)
+        self._write(line)
         clear = "\r\033[K" if sys.stdout.isatty() else ""
         print(f"{clear}epoch {self.epoch}/{self.config.epochs}  {brief(line)}", flush=True)
 
-    def end(self, scores):
-        """Add the final scores to the last epoch's line (epoch 0 if none was trained) and write
+    def end(self, score):
+        """Add what score() gives to the last epoch's line (epoch 0 if none was trained) and write
         everything once more."""
+        scores = {} if self.rank else score()
         if not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
         line = self.history[-1]
@@ -1395,30 +1604,49 @@ class Run:
         self._write(line)
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
-    def _write(self, scores, new_frame=False):
+    def _write(self, scores):
         if self.rank:
             return
         pictures = self.figures()
         data = {name: deflate(picture) for name, (picture, _) in pictures.items()}
-        if new_frame:
-            self._add_frame(data["samples"])
+        self._add_frame(data["samples"])
         self.save()
         lines = [json.dumps(line) + "\n" for line in self.history]
         write_file(self.folder / "metrics.jsonl", "".join(lines))
         images = {}
         for name, (picture, caption) in pictures.items():
             images[name] = png(picture.shape, data[name]), caption
-        animation = png(pictures["samples"][0].shape, *map(raw_bytes, self.frames))
-        images["training"] = animation, "The same samples before training and after each epoch."
+        animation = png(pictures["samples"][0].shape, *self.frames.values())
+        images["training"] = animation, "The same samples over training, from before it on."
         for name, (image, _) in images.items():
             write_file(self.folder / f"{name}.png", image)
         title = f"{self.method} on {self.data.name}, epoch {self.epoch}"
-        page = report(title, self.about, self.history, scores, images)
+        shown = self.about | {"data": self.data.name}
+        for private in ("data_root", "out", "resume"):
+            del shown[private]
+        page = report(title, shown, self.history, scores, images)
         write_file(self.folder / "index.html", page)
 
     def _add_frame(self, data):
-        """Keep what `deflate` gave as a tensor: torch 2.4 loads those safely, but no bytes."""
-        self.frames.append(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        """Keep the samples of the epoch, and of the others as many as FRAMES, evenly spaced."""
+        self.frames[self.epoch] = data
+        every = 1
+        while self.epoch / every > self.FRAMES - 2:
+            every *= 2
+        for epoch in list(self.frames):
+            if epoch % every and epoch != self.epoch:
+                del self.frames[epoch]
+        frames = {}                                    # as tensors: loaded safely by any torch
+        for epoch, frame in self.frames.items():
+            frames[epoch] = torch.frombuffer(bytearray(frame), dtype=torch.uint8)
+        write_file(self.folder / "frames.pt", saved_bytes(frames))
+
+
+def fingerprint(data):
+    """What tells a data set from another: its counts, its shape, and a checksum over some of it."""
+    some = data.images[::1 + data.images.numel() // 10**8]
+    checksum = hashlib.sha256(raw_bytes(some)).hexdigest()[:16]
+    return [len(data.images), len(data.test_images), *data.shape, checksum]
 
 
 def defined(scores):

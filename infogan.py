@@ -191,7 +191,7 @@ class InfoGAN(nn.Module):
         if any(k < 2 for k in categorical) or code_range <= 0:
             raise common.InputError(f"categorical is {categorical}, code_range {code_range}; "
                                     "expected 2 categories or more and a positive range")
-        self.shape = common.check_shape(shape)
+        self.shape = tuple(shape)
         self.noise = noise
         self.categorical = list(categorical)
         self.continuous = continuous
@@ -364,13 +364,18 @@ class Config(common.RunConfig):
 # ---------------------------------------------------------------- scores, pictures, training
 
 
-def scores(model, data, judge=None):
-    """Scores on the test images and common.SAMPLES fresh samples; results/README.md has the keys.
-    Those that need `judge` are there with one only."""
+def scores(model, data, samples=10_000, judge=None):
+    """Scores on the test images and on fresh samples, as many as `samples` and training images
+    allow; results/README.md has the keys. Those that need `judge` are there with one only."""
     seeded = torch.Generator(data.images.device).manual_seed(0)
-    latent = model.sample_latent(common.SAMPLES, generator=seeded)
-    samples = model.decode(latent)
-    codes = model._codes(common.evaluate(model._q, samples, model))
+    latent = model.sample_latent(min(samples, len(data.images)), generator=seeded)
+    outputs, features = [], []
+    for part in latent.split(common.batch_for(model.shape)):       # images are never kept
+        images = model.decode(part)
+        outputs.append(common.evaluate(model._q, images, model))
+        if judge is not None:
+            features.append(judge.features(images))
+    codes = model._codes(torch.cat(outputs))
     target = model.split_latent(latent)
     categorical = map(categorical_information, codes.categorical, target.categorical)
     continuous = continuous_information(codes.mean, codes.std, target.continuous, model.code_range)
@@ -381,7 +386,7 @@ def scores(model, data, judge=None):
         clusters = model.encode(data.test_images).categorical[0].argmax(1)
         result |= common.clustering_scores(clusters, data.test_labels)
     if judge is not None:
-        result |= judge.scores(data, samples)
+        result |= judge.scores(data, torch.cat(features))
     return result
 
 
@@ -423,7 +428,7 @@ def figures(model):
 def train(config):
     """Train as `config` says, or go on with config.resume; returns the model that samples and
     encodes (the moving average, where there is one), in eval mode, and the Run."""
-    config, device, data = common.start(config)
+    config, device, data = common.start(config, "infogan")
     model = InfoGAN(data.shape, config.noise, config.categorical, config.continuous,
                     config.code_range, config.width, config.separate_q)
     if config.init == "normal":
@@ -447,8 +452,8 @@ def train(config):
     for _ in run.epochs():
         for real in run.batches():
             run.log(captured_step(real))
-        run.end_epoch(scores(average.model, data))
-    run.end(scores(average.model, data, common.Judge.for_data(data)))
+        run.end_epoch(lambda: scores(average.model, data, config.samples))
+    run.end(lambda: scores(average.model, data, config.samples, common.Judge.for_data(data)))
     return average.model.eval(), run
 
 

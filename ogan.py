@@ -189,7 +189,7 @@ class OGAN(nn.Module):
         if latent < 2 or critic not in ("avg", "network"):
             raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 latent "
                                     "variables or more, to correlate, and avg or network")
-        self.shape = common.check_shape(shape)
+        self.shape = tuple(shape)
         self.latent = latent
         self.truncation = truncation
         self.options = {"shape": self.shape, "latent": latent, "width": width, "critic": critic,
@@ -300,27 +300,38 @@ class Config(common.RunConfig):
 # ---------------------------------------------------------------- scores, pictures, training
 
 
-def scores(model, data, judge=None):
-    """Scores on the test images and common.SAMPLES fresh samples; results/README.md has the keys.
-    Those that need `judge` are there with one only."""
+def scores(model, data, samples=10_000, judge=None):
+    """Scores on the test images and on fresh samples, as many as `samples` and training images
+    allow; results/README.md has the keys. Those that need `judge` are there with one only."""
     seeded = torch.Generator(data.images.device).manual_seed(0)
-    latent = model.sample_latent(common.SAMPLES, seeded)
-    samples = model.decode(latent)
-    rho = pearson_correlation(latent, common.evaluate(model, samples, model)).mean()
-    codes = common.evaluate(model, data.test_images, model)               # E(x)
-    reconstructions = model.decode(model.truncation * standardise(codes))
-    test_images = data.test_images.float() / 255
+    latent = model.sample_latent(min(samples, len(data.images)), seeded)
+    size = common.batch_for(model.shape)
+    codes, features = [], []
+    for part in latent.split(size):                                # images are never kept
+        images = model.decode(part)
+        codes.append(common.evaluate(model, images, model))
+        if judge is not None:
+            features.append(judge.features(images))
+    rho = pearson_correlation(latent, torch.cat(codes)).mean()
+
     mean_image = common.in_batches(lambda part: part.sum(0, keepdim=True), data.images).sum(0)
     mean_image = mean_image / len(data.images)
-    error = (reconstructions - test_images).square().mean()
-    error_of_mean = (mean_image - test_images).square().mean()
-    result = {"rho": float(rho), "reconstruction_error": float(error / error_of_mean),
+    codes, errors, of_mean, same = [], [], [], []
+    for part in data.test_images.split(size):
+        images = part.float() / 255
+        codes.append(common.evaluate(model, images, model))        # E(x)
+        again = model.decode(model.truncation * standardise(codes[-1]))
+        errors.append((again - images).square().sum())
+        of_mean.append((mean_image - images).square().sum())
+        if judge is not None and judge.task == "classes":
+            same.append(judge(again).argmax(1) == judge(images).argmax(1))
+    codes = torch.cat(codes)
+    result = {"rho": float(rho), "reconstruction_error": float(sum(errors) / sum(of_mean)),
               "avg_real": float(codes.mean()), "std_real": float(codes.std(1, correction=0).mean())}
     if judge is not None:
-        result |= judge.scores(data, samples)
-        seen = common.in_batches(judge, test_images).argmax(1)
-        seen_again = common.in_batches(judge, reconstructions).argmax(1)
-        result["agreement"] = float((seen == seen_again).float().mean())
+        result |= judge.scores(data, torch.cat(features))
+    if same:
+        result["agreement"] = float(torch.cat(same).float().mean())
         result |= common.encoding_scores(model.encode(data.images), data.labels, standardise(codes),
                                          data.test_labels)
     return result
@@ -348,7 +359,7 @@ def figures(model, data):
 def train(config):
     """Train as `config` says, or go on with config.resume; returns the model that samples and
     encodes (the moving average, where there is one), in eval mode, and the Run."""
-    config, device, data = common.start(config)
+    config, device, data = common.start(config, "ogan")
     model = OGAN(data.shape, config.latent, config.width, config.critic, config.truncation)
     if config.init == "normal":
         model.apply(common.initialise)
@@ -371,8 +382,8 @@ def train(config):
     for _ in run.epochs():
         for real in run.batches():
             run.log(captured_step(real))
-        run.end_epoch(scores(average.model, data))
-    run.end(scores(average.model, data, common.Judge.for_data(data)))
+        run.end_epoch(lambda: scores(average.model, data, config.samples))
+    run.end(lambda: scores(average.model, data, config.samples, common.Judge.for_data(data)))
     return average.model.eval(), run
 
 

@@ -51,13 +51,16 @@ def measures(folder, base=Path()):
         return {}
     model = infogan.InfoGAN.load(folder)
     data = common.load_data(config["data"], Path(base, config["data_root"]))
-    latent = model.sample_latent(common.SAMPLES, generator=torch.Generator().manual_seed(0))
+    n = min(config["samples"], len(data.images))
+    latent = model.sample_latent(n, generator=torch.Generator().manual_seed(0))
     result = {}
-    judge = common.Judge.for_data(data)
-    if judge is not None and model.continuous:
+    if model.continuous:
+        judge = common.Judge.for_data(data)
         doubled = latent.clone()
         doubled[:, -model.continuous:] *= 2
-        result["frechet_doubled"] = judge.frechet_distance(model.decode(doubled), data.test_images)
+        features = common.in_batches(judge.features, model.decode(doubled))
+        test = common.in_batches(judge.features, data.test_images)
+        result["frechet_doubled"] = common.frechet_distance(features, test)
     if data.shape[0] == 1:
         first = len(model.categorical) + 1
         result["effect"] = {f"c{first + j}": effect(model, latent[:500], j, data.test_images)
