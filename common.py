@@ -1022,7 +1022,7 @@ class RunConfig:
     batch_size: int = option(128, "images in a training step", low=2)
     seed: int = option(0, "seed of everything random", high=2**63 - 1)
     width: int = option(32, "channels of the first convolution; the others scale with it", low=1)
-    device: str = option("auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
+    device: str = option("auto", "auto (CUDA, else CPU), cpu, cuda, cuda:1, mps")
     precision: str = option(
         "auto", "of the forward passes in training: fp32, bf16, or auto: bf16 where the processor "
         "has instructions for it", choices=["auto", "fp32", "bf16"])
@@ -1157,10 +1157,12 @@ def out_of_memory(error):
 
 
 def pick_device(name):
-    """torch.device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; InputError if it is not there."""
+    """torch.device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; InputError if it is not there.
+
+    `auto` never is MPS, on which nothing here has been run.
+    """
     if name == "auto":
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        name = next((kind for kind, there in available.items() if there), "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -1205,7 +1207,8 @@ class Captured:
     for kernel launches otherwise.
 
     The first steps run as they are, on a stream of their own, as capture wants; then one is
-    recorded, and replayed from there on.
+    recorded, and replayed from there on. Whatever is a Python number in the step, such as a
+    learning rate, is frozen into the recording; random numbers are new in each replay.
     """
     WARM_UP = 3
 
@@ -1255,16 +1258,17 @@ def start(config, method):
     """What every training begins with: the configuration with the data set and precision really
     used, the device, and the data on it. Seeds torch."""
     if config.resume and not hasattr(config, "is_resumed"):         # from Python
-        changed = {f.name: getattr(config, f.name) for f in fields(config)}
-        changed = {f.name: changed[f.name] for f in fields(config)
-                   if changed[f.name] != f.metadata["default"]}
+        changed = {}
+        for f in fields(config):
+            if getattr(config, f.name) != f.metadata["default"]:
+                changed[f.name] = getattr(config, f.name)
         config = resumed(type(config), method, changed)
     device = pick_device(config.device)
     launched = dist.is_available() and dist.is_torchelastic_launched()          # by torchrun
     if launched and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)                 # where a CUDA graph is captured
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)                 # where a CUDA graph will be captured
     if launched and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, number = processes()
@@ -1413,6 +1417,8 @@ class Run:
         self.rank, self.processes = processes()
         if config.resume:
             self.folder = Path(config.resume)
+            for part in self.folder.glob("*.????????.part"):       # left by a run that was killed
+                part.unlink(missing_ok=True)
             with fitting(self.folder, method):
                 self._restore(read_checkpoint(self.folder, method))
         else:

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.4"]
+# dependencies = ["torch>=2.6"]
 # ///
 """InfoGAN: a GAN that learns, without labels, to read back the codes it samples from.
 

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.4"]
+# dependencies = ["torch>=2.6"]
 # ///
 """O-GAN: a GAN whose discriminator is an encoder, made so by one correlation term.
 

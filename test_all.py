@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.4"]
+# dependencies = ["torch>=2.6"]
 # ///
 """The tests of infogan.py, ogan.py, common.py and results/study.py, with torch alone.
 
@@ -2253,11 +2253,7 @@ def test_common_flags():
         picked = common.pick_precision("auto", torch.device("cpu"))
         assert auto["config"]["precision"] == picked
         assert equal(auto["model"], {"fp32": plain, "bf16": low}[picked]["model"])
-    kind = "cpu"
-    if torch.cuda.is_available():
-        kind = "cuda"
-    elif torch.backends.mps.is_available():
-        kind = "mps"
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
     assert common.pick_device("auto").type == kind
 
 
@@ -2339,6 +2335,23 @@ def test_averaged_gradients_are_those_of_the_whole_batch():
         Path("check.py").write_text(code)
         done = torchrun("check.py", HERE)
         assert done.returncode == 0, done.stderr
+
+
+def test_replays_of_a_captured_step_have_latents_of_their_own():
+    if not torch.cuda.is_available():
+        raise unittest.SkipTest("no CUDA device")
+    latents = torch.zeros(4, device="cuda")
+
+    def step(real):
+        latents.copy_(torch.randn(4, device="cuda"))
+        return {"loss": latents.sum()}
+
+    captured = common.Captured(step)
+    seen = set()
+    for _ in range(8):
+        captured(torch.zeros(1, device="cuda"))
+        seen.add(tuple(latents.tolist()))
+    assert captured.graph is not None and len(seen) == 8
 
 
 def test_captured_steps_equal_eager_ones():
