@@ -351,26 +351,25 @@ def find_or_download(name, root):
     A file that has the right name and other contents, as KMNIST's or EMNIST's, is named on stderr.
     """
     mirrors, folder, checksums = SOURCES[name]
+    lying = []
+    for place in (root, root / name, root / folder, root / "raw", root / Path(folder).parent):
+        if place.is_dir():
+            lying += sorted(place.iterdir())
     paths = []
     for file, pattern, checksum in zip(IDX_FILES, IDX_NAMES, checksums):
-        found, others = None, []
-        for place in (root, root / name, root / folder, root / "raw", root / Path(folder).parent):
-            for path in sorted(place.iterdir()) if place.is_dir() else ():
-                if found is None and re.fullmatch(pattern, path.name):
-                    if genuine(path, checksum):
-                        found = path
-                    else:
-                        others.append(str(path))
-        if found is None and others:
-            print(f"{', '.join(others)}: not {name}'s {file}, whatever the name; fetching that (if "
-                  "the files are what you want: --data FOLDER)", file=sys.stderr, flush=True)
-        paths.append(found or download(file, mirrors, checksum, root / name))
+        named = [path for path in lying if re.fullmatch(pattern, path.name)]
+        found = next((path for path in named if genuine(path, checksum)), None)
+        if found is None:
+            for path in named:
+                print(f"{path}: not {name}'s {file}, whatever its name; fetching that (if it is "
+                      "what you want: --data FOLDER)", file=sys.stderr, flush=True)
+            found = download(file, mirrors, checksum, root / name)
+        paths.append(found)
     return paths
 
 
 def genuine(path, checksum):
-    """Whether the file's bytes, or what they unpack to, have that SHA-256 (64 digits) or MD5
-    (32)."""
+    """Whether a file, as it is or unpacked, has that SHA-256 (64 digits) or MD5 (32)."""
     algorithm = "sha256" if len(checksum) == 64 else "md5"
     try:
         content = path.read_bytes()
@@ -418,8 +417,7 @@ def fetch(url, path):
 
 
 def read_idx(path):
-    """An IDX file of unsigned bytes, packed or not, as a uint8 tensor
-    (yann.lecun.com/exdb/mnist)."""
+    """An IDX file of bytes, packed or not, as a uint8 tensor (yann.lecun.com/exdb/mnist)."""
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
