@@ -738,6 +738,10 @@ def test_measures_of_a_run_folder():
         assert set(found["effect"]) == {"c2"} and set(found["carried"]) == {"c1", "c2"}
         run("ogan", "--out", "other")
         assert study.measures("other") == {}
+        found = study.judges(["run", "other"])
+        assert len(found["classes"]) == len(found["orientation"]) == 2
+        assert min(found["classes"] + found["orientation"]) > 0
+        assert abs(abs(found["rank_correlation"]) - 1) < 1e-6
 
 
 # ---------------------------------------------------------------- pictures

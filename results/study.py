@@ -2,6 +2,7 @@
 
     python results/study.py results/infogan.json [--data-root DIR]   fill in a study, summarise it
     python results/study.py runs/infogan-1                           the measures of one run folder
+    python results/study.py runs/a runs/b ...                        two judges over several runs
 
 A study file says what to run and holds what came out:
 
@@ -36,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 import common
 import infogan
+import ogan
 import torch
 import torch.nn.functional as F
 from common import InputError
@@ -72,6 +74,28 @@ def measures(folder, base=Path()):
         factors = {"class": data.test_labels, **data.test_factors}
         result |= mutual_information_gap(categories + list(codes.mean.T), factors)
     return result
+
+
+def judges(folders):
+    """The Frechet distance of each run's samples in the features of the judge that learns classes
+    and of the one that learns orientation, and the rank correlation of the two over the runs.
+
+    All on the data set, with labels, of the first run.
+    """
+    configs = [json.loads(Path(folder, "config.json").read_text()) for folder in folders]
+    data = common.load_data(configs[0]["data"], configs[0]["data_root"])
+    distances = {}
+    for task in ("classes", "orientation"):
+        judge = common.Judge.for_data(data, task)
+        test = common.in_batches(judge.features, data.test_images)
+        distances[task] = []
+        for folder, config in zip(folders, configs):
+            cls = infogan.InfoGAN if config["method"] == "infogan" else ogan.OGAN
+            samples = cls.load(folder).sample(10_000, generator=torch.Generator().manual_seed(0))
+            features = common.in_batches(judge.features, samples)
+            distances[task].append(common.frechet_distance(features, test))
+    ranks = rank_correlation(*(torch.tensor(found) for found in distances.values()))
+    return distances | {"rank_correlation": float(ranks)}
 
 
 def effect(model, latent, j, test_images):
@@ -338,7 +362,9 @@ def main(argv):
     try:
         if not argv:
             raise InputError("expected a study, as results/infogan.json, or a run folder")
-        if Path(argv[0]).is_dir():
+        if len(argv) > 1 and all(Path(name).is_dir() for name in argv):
+            print(json.dumps(judges(argv), indent=1))
+        elif Path(argv[0]).is_dir():
             print(json.dumps(measures(argv[0]), indent=1))
         else:
             study(argv[0], argv[1:])
