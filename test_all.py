@@ -2591,7 +2591,7 @@ def test_only_torch_the_standard_library_and_our_modules_are_imported():
 def test_the_readmes_name_every_flag_and_key():
     front, notebook = HERE / "README.md", HERE / "results" / "README.md"
     notes = notebook.read_text()
-    flags = {"--recipe", "--help", "--long", "--index-url", "--nproc-per-node"}
+    flags = {"--recipe", "--help", "--long", "--nproc-per-node"}
     for module in METHODS.values():
         for f in fields(module.Config):
             flags |= {common.flag_of(f), "--no-" + common.flag_of(f)[2:]}
