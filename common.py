@@ -176,21 +176,25 @@ def warp(images, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14):
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def prepare(images, model):
-    """Images (N, *model.shape), uint8 or in [0, 1], as floats of the model's type and device.
-
-    Errors: InputError for other types, and for other sizes, which strided convolutions may well
-    take.
-    """
+def check_images(images, model):
+    """InputError unless images are uint8 or floats and (N, *model.shape): strided convolutions may
+    well take other sizes."""
     what = type(images).__name__
     if torch.is_tensor(images):
         what = f"{images.dtype} {tuple(images.shape)}"
-        if images.shape[1:] == model.shape and images.dtype == torch.uint8:
-            return images.to(next(model.parameters())) / 255
-        if images.shape[1:] == model.shape and images.is_floating_point():
-            return images.to(next(model.parameters()))
+        known_type = images.dtype == torch.uint8 or images.is_floating_point()
+        if known_type and images.shape[1:] == model.shape:
+            return
     raise InputError(f"images are {what}; expected a tensor, uint8 or float, of shape (N, "
                      f"{', '.join(map(str, model.shape))})")
+
+
+def prepare(images, model):
+    """Images that pass `check_images`, uint8 or in [0, 1], as floats of the model's type and
+    device."""
+    check_images(images, model)
+    floats = images.to(next(model.parameters()))
+    return floats / 255 if images.dtype == torch.uint8 else floats
 
 
 @contextlib.contextmanager
@@ -237,17 +241,30 @@ def evaluate(function, images, model):
     """function over images (N, C, H, W), uint8 or in [0, 1], in batches and the model's eval mode.
 
     Floats a rounding error outside [0, 1], as resizing gives, are clamped. Errors: InputError for
-    floats further out, and as `prepare`.
+    floats further out, and as `check_images`.
     """
-    outputs = []
+    def in_range(part):
+        part = prepare(part, model)
+        if part.numel() and not (part.min() >= -1e-3 and part.max() <= 1 + 1e-3):
+            raise InputError(f"images go from {part.min():g} to {part.max():g}; expected floats in "
+                             "[0, 1], or uint8")
+        return function(part.clamp(0, 1))
+
+    check_images(images, model)
     with evaluating(model):
-        for i in range(0, max(len(images), 1), batch_for(model.shape)):
-            part = prepare(images[i:i + batch_for(model.shape)], model)
-            if part.numel() and not (part.min() >= -1e-3 and part.max() <= 1 + 1e-3):
-                raise InputError(f"images go from {part.min():g} to {part.max():g}; expected "
-                                 "floats in [0, 1], or uint8")
-            outputs.append(function(part.clamp(0, 1)))
-    return torch.cat(outputs)
+        return in_batches(in_range, images)
+
+
+def evaluate_samples(function, latent, model, judge=None):
+    """function, and `judge.features` if there is a judge (else None), over the images that the
+    model decodes from latents (N, .); a few at a time, none is kept."""
+    outputs, features = [], []
+    for part in latent.split(batch_for(model.shape)):
+        images = model.decode(part)
+        outputs.append(evaluate(function, images, model))
+        if judge is not None:
+            features.append(judge.features(images))
+    return torch.cat(outputs), torch.cat(features) if features else None
 
 
 def save_model(model, method, path, **optimizers):
@@ -372,12 +389,16 @@ def genuine(path, checksum):
     """Whether a file, as it is or unpacked, has that SHA-256 (64 digits) or MD5 (32)."""
     algorithm = "sha256" if len(checksum) == 64 else "md5"
     try:
-        content = path.read_bytes()
-        if hashlib.new(algorithm, content).hexdigest() == checksum:
-            return True
-        return hashlib.new(algorithm, gzip.decompress(content)).hexdigest() == checksum
+        contents = [unpacked(path), path.read_bytes()]
     except (OSError, EOFError, zlib.error):
         return False
+    return any(hashlib.new(algorithm, content).hexdigest() == checksum for content in contents)
+
+
+def unpacked(path):
+    """A file's bytes, without gzip's packing where they have it."""
+    content = path.read_bytes()
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
 
 
 def download(file, mirrors, checksum, folder):
@@ -419,9 +440,7 @@ def fetch(url, path):
 def read_idx(path):
     """An IDX file of bytes, packed or not, as a uint8 tensor (yann.lecun.com/exdb/mnist)."""
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        content = unpacked(path)
         dimensions = content[3]
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
         pixels = bytearray(content[4 + 4 * dimensions:])
@@ -520,8 +539,11 @@ def own_images(path, key, images):
                "scores to compare")
     if images.dtype == torch.bool:
         return images.byte() * 255
+    found = f"in {images.dtype}"
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        images = images.long()                         # torch takes no minimum of uint16
     low, high = images.min().item(), images.max().item()
-    found = f"goes from {low:g} to {high:g} in {images.dtype}"
+    found = f"goes from {low:g} to {high:g} {found}"
     if images.is_floating_point():
         if low < -1e-3 and low >= -1.001 and high <= 1.001:
             refuse(found, "expected 0 to 1: take (x + 1) / 2")
@@ -1389,8 +1411,8 @@ class Run:
         for epoch in run.epochs():
             for real in run.batches():                      # (N, C, H, W) in [0, 1]
                 run.log(training_step(...))                 # dict of 0-d tensors
-            run.end_epoch(scores)                           # dict for JSON
-        run.end(scores)
+            run.end_epoch(score)                            # () -> dict for JSON
+        run.end(score)
 
     `figures()` gives the pictures, name -> (uint8 picture, caption); its `samples` are also a frame
     of the animation. Under torchrun each process takes its slice of every batch and has latents of
@@ -1398,7 +1420,7 @@ class Run:
     writes.
     """
     # What a checkpoint keeps besides models, optimisers and random states: epochs done; of the next
-    # one the steps done, order of the images, sum of losses, seconds; metrics; animation.
+    # one the steps done, order of the images, losses' names and sums, seconds; metrics.
     STATE = ("epoch", "step", "order", "names", "sums", "seconds", "history")
     FRAMES = 30                                       # of the animation, at the most
     QUIET = 60                                        # seconds without a line where no one watches
@@ -1415,8 +1437,9 @@ class Run:
         self.rank, self.processes = processes()
         if config.resume:
             self.folder = Path(config.resume)
-            for part in self.folder.glob("*.????????.part"):       # left by a run that was killed
-                part.unlink(missing_ok=True)
+            if not self.rank:
+                for part in self.folder.glob("*.????????.part"):   # left by a run that was killed
+                    part.unlink(missing_ok=True)
             with fitting(self.folder, method):
                 self._restore(read_checkpoint(self.folder, method))
         else:
@@ -1447,6 +1470,8 @@ class Run:
 
     def save(self):
         """Write checkpoint.pt, from which the run goes on and `load_model` takes the model."""
+        if self.rank:
+            return
         averaged = self.average.model is not self.model
         on_cuda = self.device.type == "cuda"
         write_file(self.folder / "checkpoint.pt", saved_bytes({

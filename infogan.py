@@ -369,13 +369,8 @@ def scores(model, data, samples=10_000, judge=None):
     allow; results/README.md has the keys. Those that need `judge` are there with one only."""
     seeded = torch.Generator(data.images.device).manual_seed(0)
     latent = model.sample_latent(min(samples, len(data.images)), generator=seeded)
-    outputs, features = [], []
-    for part in latent.split(common.batch_for(model.shape)):       # images are never kept
-        images = model.decode(part)
-        outputs.append(common.evaluate(model._q, images, model))
-        if judge is not None:
-            features.append(judge.features(images))
-    codes = model._codes(torch.cat(outputs))
+    outputs, features = common.evaluate_samples(model._q, latent, model, judge)
+    codes = model._codes(outputs)
     target = model.split_latent(latent)
     categorical = map(categorical_information, codes.categorical, target.categorical)
     continuous = continuous_information(codes.mean, codes.std, target.continuous, model.code_range)
@@ -386,7 +381,7 @@ def scores(model, data, samples=10_000, judge=None):
         clusters = model.encode(data.test_images).categorical[0].argmax(1)
         result |= common.clustering_scores(clusters, data.test_labels)
     if judge is not None:
-        result |= judge.scores(data, torch.cat(features))
+        result |= judge.scores(data, features)
     return result
 
 

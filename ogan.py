@@ -305,19 +305,13 @@ def scores(model, data, samples=10_000, judge=None):
     allow; results/README.md has the keys. Those that need `judge` are there with one only."""
     seeded = torch.Generator(data.images.device).manual_seed(0)
     latent = model.sample_latent(min(samples, len(data.images)), seeded)
-    size = common.batch_for(model.shape)
-    codes, features = [], []
-    for part in latent.split(size):                                # images are never kept
-        images = model.decode(part)
-        codes.append(common.evaluate(model, images, model))
-        if judge is not None:
-            features.append(judge.features(images))
-    rho = pearson_correlation(latent, torch.cat(codes)).mean()
+    codes, features = common.evaluate_samples(model, latent, model, judge)
+    rho = pearson_correlation(latent, codes).mean()
 
     mean_image = common.in_batches(lambda part: part.sum(0, keepdim=True), data.images).sum(0)
     mean_image = mean_image / len(data.images)
     codes, errors, of_mean, same = [], [], [], []
-    for part in data.test_images.split(size):
+    for part in data.test_images.split(common.batch_for(model.shape)):
         images = part.float() / 255
         codes.append(common.evaluate(model, images, model))        # E(x)
         again = model.decode(model.truncation * standardise(codes[-1]))
@@ -329,7 +323,7 @@ def scores(model, data, samples=10_000, judge=None):
     result = {"rho": float(rho), "reconstruction_error": float(sum(errors) / sum(of_mean)),
               "avg_real": float(codes.mean()), "std_real": float(codes.std(1, correction=0).mean())}
     if judge is not None:
-        result |= judge.scores(data, torch.cat(features))
+        result |= judge.scores(data, features)
     if same:
         result["agreement"] = float(torch.cat(same).float().mean())
         result |= common.encoding_scores(model.encode(data.images), data.labels, standardise(codes),

@@ -1003,8 +1003,8 @@ def test_own_images_are_taken_where_it_is_certain_what_is_meant():
         assert (data.shape, len(data.images), len(data.test_images)) == ((3, 20, 32), 100, 40)
         plain = own({"images": image})
         exact = image.float() / 255
-        for given in (image.permute(0, 2, 3, 1), image.long(), image.to(torch.int16), exact,
-                      exact.double(), exact * (1 + 2e-6) - 1e-6):
+        for given in (image.permute(0, 2, 3, 1), image.long(), image.to(torch.int16),
+                      image.to(torch.uint16), exact, exact.double(), exact * (1 + 2e-6) - 1e-6):
             assert torch.equal(own({"images": given}).images, plain.images), given.dtype
         for given in (grey[:, 0], grey.permute(0, 2, 3, 1)):
             assert torch.equal(own({"images": given}).images, own({"images": grey}).images)
@@ -1256,7 +1256,7 @@ def test_images_to_encode_are_checked():
             codes = encoded.mean if isinstance(model, infogan.InfoGAN) else encoded
             assert len(codes) == len(images)
         zeros = torch.zeros(2, 1, 8, 12)
-        for bad, why in ((zeros[0, 0], "(8, 12)"), (zeros.mT, "(2, 1, 12, 8)"),
+        for bad, why in ((zeros[0, 0], "(8, 12)"), (zeros.mT, "(2, 1, 12, 8)"), (None, "NoneType"),
                          (zeros.repeat(1, 3, 1, 1), "(2, 3, 8, 12)"), (zeros.long(), "int64"),
                          ([[0.0]], "list")):
             refused(lambda bad=bad, model=model: model.encode(bad), why, "(N, 1, 8, 12)")
@@ -2317,9 +2317,19 @@ def test_two_processes_train_as_one():
                 refused(lambda config=config: common.start(config, "infogan"), words)
 
 
+def test_the_first_process_alone_writes():
+    written = []
+    with mock.patch.object(common, "write_file", lambda path, content: written.append(path)):
+        other = common.Run.__new__(common.Run)
+        other.rank = 1
+        other.save()
+        other._write({})
+    assert not written
+
+
 def test_averaged_gradients_are_those_of_the_whole_batch():
     code = """if True:
-        import sys, torch, torch.distributed as dist
+        import sys, time, torch, torch.distributed as dist
         sys.path.insert(0, sys.argv[1])
         import common
         dist.init_process_group("gloo")
@@ -2334,6 +2344,7 @@ def test_averaged_gradients_are_those_of_the_whole_batch():
         for p, gradient in zip(net.parameters(), whole):
             assert torch.allclose(p.grad, gradient, atol=1e-6)
         dist.barrier()       # gloo may abort where one leaves while the other is still at work
+        time.sleep(0.5)
         dist.destroy_process_group()"""
     with folder():
         Path("check.py").write_text(code)
