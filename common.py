@@ -157,7 +157,7 @@ def warp(images, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14):
     """Each image (N, C, H, W) under its own small affine map, drawn uniformly from +- each bound.
 
     rotation is in radians; the scale of either axis, and the shear, are fractions; shift is a
-    fraction of the image's size (1/14 is 2 of 28 pixels).
+    fraction of the image's size (1/14 is 2 of 28 pixels). Beyond the image its edge goes on.
     """
     def uniform(bound):
         return (torch.rand(len(images), device=images.device) * 2 - 1) * bound
@@ -173,7 +173,30 @@ def warp(images, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14):
     row_y = torch.stack([high * sin, high * (lean * sin + cos), down], 1)
     theta = torch.stack([row_x, row_y], 1).to(images.dtype)         # (N, 2, 3)
     grid = F.affine_grid(theta, images.shape, align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def neighbours(images, count=5, among=6000, components=50):
+    """For each image (N, C, H, W) the `count` nearest of up to `among` random ones: indices (N, .).
+
+    Near by squared distance in the first principal components of the pixels; images of more than 28
+    pixels are averaged down to that. An image that is among them is a neighbour of its own.
+    """
+    def pixels(part):
+        h, w = part.shape[2:]
+        return F.adaptive_avg_pool2d(part, (min(h, 28), min(w, 28))).flatten(1)
+
+    chosen = torch.randperm(len(images), device=images.device)[:among]
+    some = in_batches(pixels, images[chosen])
+    mean = some.mean(0)
+    axes = torch.pca_lowrank(some, min(components, *some.shape))[2]             # (pixels, .)
+    some = (some - mean) @ axes
+
+    def nearest(part):
+        likeness = (pixels(part) - mean) @ axes @ some.T - some.square().sum(1) / 2
+        return chosen[likeness.topk(min(count, len(chosen)), sorted=False).indices]
+
+    return in_batches(nearest, images)
 
 
 def check_images(images, model):
@@ -1422,7 +1445,7 @@ class Run:
     # What a checkpoint keeps besides models, optimisers and random states: epochs done; of the next
     # one the steps done, order of the images, losses' names and sums, seconds; metrics.
     STATE = ("epoch", "step", "order", "names", "sums", "seconds", "history")
-    FRAMES = 30                                       # of the animation, at the most
+    FRAMES, FRAME_BYTES = 30, 10**7                   # of the animation, at the most
     QUIET = 60                                        # seconds without a line where no one watches
 
     def __init__(self, method, config, data, model, average, optimizers, figures):
@@ -1538,6 +1561,29 @@ class Run:
                                         f"{self._go_on()}")
         finally:
             put_back()
+
+    @property
+    def is_new(self):
+        """Whether no training step was begun yet, neither here nor in the run that is resumed."""
+        return self.epoch == 0 and self.order is None
+
+    @contextlib.contextmanager
+    def before_training(self, what):
+        """Around what comes once before the first step: its time counts to the first epoch, and
+        under torchrun the first process' model is that of all. Interrupted, it begins anew."""
+        print(f"{what} ..", flush=True)
+        began = time.perf_counter()
+        yield
+        if self.processes > 1:
+            for tensor in self.model.state_dict().values():
+                dist.broadcast(tensor, 0)
+        self.seconds = time.perf_counter() - began
+        print(f"{what}: {self.seconds:.1f} s", flush=True)
+
+    def stop_if_asked(self):
+        """KeyboardInterrupt if Ctrl-C or SIGTERM came before the first step."""
+        if self.stopping:
+            raise KeyboardInterrupt(f"stopped before the first step; {self._go_on()}")
 
     def batches(self):
         """Yield one epoch of training batches (N, C, H, W) in [0, 1], shuffled; the last, partial
@@ -1657,10 +1703,11 @@ class Run:
         write_file(self.folder / "index.html", page)
 
     def _add_frame(self, data):
-        """Keep the samples of the epoch, and of the others as many as FRAMES, evenly spaced."""
+        """Keep the samples of the epoch, and of the others as many as fit, evenly spaced."""
         self.frames[self.epoch] = data
+        most = max(4, min(self.FRAMES, self.FRAME_BYTES // len(data)))
         every = 1
-        while self.epoch / every > self.FRAMES - 2:
+        while self.epoch / every > most - 2:
             every *= 2
         for epoch in list(self.frames):
             if epoch % every and epoch != self.epoch:

@@ -22,10 +22,13 @@ authors' code trains them with it too, in D's step, and so does --recipe paper. 
 
 Where this differs from the paper (P) or the authors' code (C):
 - G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
-- The default is the same game with six changes, each with its flag; --recipe paper has none:
+- The default is the same game with seven changes, each with its flag; --recipe paper has none:
     --invariance   Q's first category of two small random warps of a real image should be the same,
                    and all categories equally frequent (IIC, Ji et al. 2019). In the paper's game Q
                    may predict anything for real images; nothing keeps it from merging two digits.
+    --warm-up      Before the game Q learns its first category so, from warps of an image and of one
+                   of its nearest neighbours, once over all images. From its start with warps alone
+                   Q takes a seven with a bar for another digit, and the game does not cure that.
     --separate-q   Q has a trunk of its own, which only it trains: sharing D's costs sample quality.
     --lr-discriminator 5e-4, where P has 2e-4: Q need not learn so slowly.
     --init torch   Torch's initial weights; from N(0, 0.02) the first hundreds of updates are lost.
@@ -46,6 +49,7 @@ Where this differs from the paper (P) or the authors' code (C):
 """
 
 import contextlib
+import copy
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -107,8 +111,13 @@ def information_loss(codes, latent, code_range=1.0, lambda_categorical=1.0, lamb
     return -lambda_categorical * categorical - lambda_continuous * continuous
 
 
+def tell_apart(model, real, fake):
+    """D's logits of real images and fakes as one batch under small warps (Zhao et al. 2020)."""
+    return model.discriminate(common.warp(torch.cat([real, fake]))).chunk(2)
+
+
 def training_step(model, d_optimizer, g_optimizer, real, lambda_categorical=1.0,
-                  lambda_continuous=0.1, invariance=10.0, detach_trunk=False,
+                  lambda_continuous=0.1, invariance=10.0, detach_trunk=False, augment=False,
                   autocast=contextlib.nullcontext()):
     """One update of D and Q, then one of G, on images (N, C, H, W) in [0, 1]; returns the losses.
 
@@ -125,8 +134,12 @@ def training_step(model, d_optimizer, g_optimizer, real, lambda_categorical=1.0,
     # (1) D tells real from fake; Q predicts the codes of the fake
     with autocast:
         fake = model.generator(latent)
-        real_logit, _ = model(real)
-        fake_logit, codes = model(fake.detach(), detach_trunk)
+        if augment:
+            real_logit, fake_logit = tell_apart(model, real, fake.detach())
+            codes = model.posterior(fake.detach(), detach_trunk)
+        else:
+            real_logit = model.discriminate(real)
+            fake_logit, codes = model(fake.detach(), detach_trunk)
     loss_d = discriminator_loss(real_logit, fake_logit)
     loss_q = information_loss(codes, target, **weights)
     with_invariance = invariance > 0 and len(model.categorical) > 0
@@ -142,7 +155,11 @@ def training_step(model, d_optimizer, g_optimizer, real, lambda_categorical=1.0,
 
     # (2) G fools D and makes its codes predictable; the gradient passes through D and Q to G alone
     with autocast:
-        fake_logit, codes = model(fake)
+        if augment:
+            _, fake_logit = tell_apart(model, real, fake)
+            codes = model.posterior(fake)
+        else:
+            fake_logit, codes = model(fake)
     loss_g = generator_loss(fake_logit)
     loss_information = information_loss(codes, target, **weights)
     g_optimizer.zero_grad()
@@ -153,6 +170,48 @@ def training_step(model, d_optimizer, g_optimizer, real, lambda_categorical=1.0,
     if with_invariance:
         losses["loss_invariance"] = loss_invariance
     return {name: loss.detach() for name, loss in losses.items()}
+
+
+def warm_up(model, images, passes=1, heads=8, rate=1e-3, batch_size=128,
+            autocast=contextlib.nullcontext(), each_update=lambda: None):
+    """Before the game: train Q's first category by `invariance_loss` on real images (N, C, H, W)
+    alone, uint8 or in [0, 1], each paired with one of its nearest neighbours, both warped.
+
+    A warp never makes a barred seven of a plain one; their neighbours join them. Which classes end
+    in one category is settled early and by chance, so `heads` copies of Q's head, each with its own
+    random weights, learn on one trunk, and Q keeps the one with the lowest loss. `each_update()` is
+    called after each update.
+    """
+    heads = nn.ModuleList([copy.deepcopy(model.q_head) for _ in range(heads)])
+    for layer in heads.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    trunk = model.trunk if model.q_trunk is None else model.q_trunk
+    optimizer = common.optimizer([*trunk.parameters(), *heads.parameters()], rate)
+    mean_losses = torch.zeros(len(heads), device=images.device)
+    neighbours = common.neighbours(images)
+
+    def update(chosen):                                             # the indices of N images
+        column = torch.randint(neighbours.shape[1], chosen.shape, device=images.device)
+        pairs = torch.cat([chosen, neighbours[chosen, column]])
+        views = common.warp(common.prepare(images[pairs], model))
+        with autocast:
+            features = trunk(views)
+            logits = [head(features)[:, :model.categorical[0]] for head in heads]
+        losses = torch.stack([invariance_loss(*part.chunk(2)) for part in logits])
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
+        mean_losses.lerp_(losses.detach(), 0.02)
+        return {}
+
+    update = common.Captured(update)
+    for _ in range(passes):
+        order = torch.randperm(len(images), device=images.device)
+        for chosen in order.split(batch_size)[:max(1, len(images) // batch_size)]:
+            update(chosen)
+            each_update()
+    model.q_head.load_state_dict(heads[int(mean_losses.argmin())].state_dict())
 
 
 # ---------------------------------------------------------------- networks
@@ -222,6 +281,10 @@ class InfoGAN(nn.Module):
         elif detach_trunk:
             features = features.detach()
         return logit, self._codes(self.q_head(features))
+
+    def discriminate(self, images):
+        """D alone: images (N, C, H, W) to real-or-fake logits (N,)."""
+        return self.d_head(self.trunk(common.prepare(images, self)))
 
     def posterior(self, images, detach_trunk=False):
         """Q(c|x) alone: images (N, C, H, W) to Codes."""
@@ -335,6 +398,8 @@ class Config(common.RunConfig):
     separate_q: bool = common.option(True, "Q has a trunk of its own instead of D's")
     detach_trunk: bool = common.option(False, "L_I does not train the trunk shared with D")
     invariance: float = common.option(10.0, "weight of the invariance loss, on warped real images")
+    warm_up: int = common.option(1, "passes before the game in which Q learns c1 from neighbours")
+    augment: bool = common.option(False, "D sees real and fake images as one batch, warped")
     init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
                               choices=["torch", "normal"])
     lr_discriminator: float = common.option(5e-4, "Adam's rate for D and Q")
@@ -342,8 +407,8 @@ class Config(common.RunConfig):
     average: float = common.option(0.998, "decay of the moving average that samples and encodes",
                                    high=0.99999)
 
-    PAPER = {"epochs": 11, "width": 64, "separate_q": False, "invariance": 0.0, "init": "normal",
-             "lr_discriminator": 2e-4, "average": 0.0}             # 11 epochs: C has 5,000 updates
+    PAPER = {"epochs": 11, "width": 64, "separate_q": False, "invariance": 0.0, "warm_up": 0,
+             "init": "normal", "lr_discriminator": 2e-4, "average": 0.0}    # 5,000 updates as in C
 
     def __post_init__(self):
         super().__post_init__()
@@ -351,7 +416,10 @@ class Config(common.RunConfig):
             raise common.InputError("--categorical and --continuous are both empty; InfoGAN needs "
                                     "at least one code")
         if not self.categorical:
-            self.refuse_idle("without categorical codes", "lambda_categorical", "invariance")
+            self.refuse_idle("without categorical codes", "lambda_categorical", "invariance",
+                             "warm_up")
+        if not self.invariance:
+            self.refuse_idle("with --invariance 0", "warm_up")
         if not self.continuous:
             self.refuse_idle("with --continuous 0", "code_range", "lambda_continuous")
         if not self.code_range:
@@ -437,7 +505,8 @@ def train(config):
     def step(real):
         losses = training_step(
             model, d_optimizer, g_optimizer, real, config.lambda_categorical,
-            config.lambda_continuous, config.invariance, config.detach_trunk, autocast)
+            config.lambda_continuous, config.invariance, config.detach_trunk, config.augment,
+            autocast)
         average.update(model)
         return losses
 
@@ -445,6 +514,10 @@ def train(config):
                      lambda: figures(average.model))
     captured_step = common.Captured(step)
     for _ in run.epochs():
+        if run.is_new and config.warm_up and config.invariance and config.categorical:
+            with run.before_training("Q learns categories from pairs of real images"):
+                warm_up(model, data.images, config.warm_up, batch_size=config.batch_size,
+                        autocast=autocast, each_update=run.stop_if_asked)
         for real in run.batches():
             run.log(captured_step(real))
         run.end_epoch(lambda: scores(average.model, data, config.samples))

@@ -352,6 +352,68 @@ def test_warp_stays_within_its_bounds():
     turned = common.warp(bar, rotation=0.25, scale=0, shear=0, shift=0)
     assert 0.22 < study.measure_strokes(turned)["slant"].abs().max() < 0.28     # tan 0.25 is 0.255
     assert not torch.allclose(common.warp(images), common.warp(images))
+    grey = torch.full((50, 3, 16, 24), 0.4)
+    assert torch.allclose(common.warp(grey), grey)                  # no foreign colour comes in
+
+
+def test_neighbours_are_the_nearest_images():
+    torch.manual_seed(0)
+    images = torch.randint(256, (300, 1, 6, 4), dtype=torch.uint8)
+    found = common.neighbours(images, 5, among=300)
+    pixels = images.flatten(1).float()
+    expected = torch.cdist(pixels, pixels).topk(5, largest=False).indices
+    assert found.sort(1).values.equal(expected.sort(1).values)
+    found = common.neighbours(images, 5, among=40)
+    chosen = found.unique()                                         # some of the 40
+    assert 5 <= len(chosen) <= 40
+    digits, labels, _ = common.draw_digits(3000)
+    found = common.neighbours(digits)
+    assert (labels[found] == labels[:, None]).float().mean() > 0.8  # 0.1 by chance
+    for shape in ((2, 3, 64, 48), (1, 1, 4, 4)):                    # fewer images than neighbours
+        images = torch.rand(shape)
+        found = common.neighbours(images)
+        assert found.shape == (len(images), len(images))
+        assert found.sort(1).values.equal(torch.arange(len(images)).expand_as(found))
+
+
+def test_warm_up_trains_q_alone_and_keeps_the_best_head():
+    images = common.draw_digits(640)[0]
+    torch.manual_seed(0)
+    model = infogan.InfoGAN(width=4).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calls = []
+    infogan.warm_up(model, images, passes=2, heads=3, each_update=lambda: calls.append(1))
+    assert len(calls) == 10                                         # 640 / 128 a pass
+    for name, value in model.state_dict().items():
+        assert value.equal(before[name]) != name.startswith("q_"), name
+
+    heads = []
+
+    def loss(logits, again):
+        """For the heads in turn 3, 1, 2: the second one's is the lowest."""
+        heads.append(logits)
+        return 0 * (logits.sum() + again.sum()) + [3.0, 1.0, 2.0][(len(heads) - 1) % 3]
+
+    views = []
+    with mock.patch.object(infogan, "invariance_loss", loss), \
+            mock.patch.object(common, "warp", lambda x: views.append(x) or x):
+        infogan.warm_up(model, images, passes=1, heads=3)
+    codes = model.posterior(views[-1]).categorical[0].chunk(2)[0]
+    assert torch.allclose(codes, heads[-2], atol=1e-5)              # not the others, nor the old
+    assert not torch.allclose(codes, heads[-1], atol=1e-2)
+
+
+def test_warm_up_finds_classes():
+    """Drawn digits, without a label."""
+    images, labels, _ = common.draw_digits(6400)
+    torch.manual_seed(0)
+    model = infogan.InfoGAN(width=8)
+    accuracies = []
+    for passes in (0, 3):
+        infogan.warm_up(model, images, passes=passes, heads=4)
+        clusters = model.encode(images).categorical[0].argmax(1)
+        accuracies.append(common.clustering_scores(clusters, labels)["accuracy"])
+    assert accuracies[0] < 0.3 and accuracies[1] > 0.4, accuracies
 
 
 # ---------------------------------------------------------------- who learns what
@@ -404,18 +466,27 @@ def test_infogan_step_gives_each_player_its_own_gradient():
     real = common.draw_digits(16)[0].float() / 255
     ones, zeros = torch.ones(16), torch.zeros(16)
     bce = F.binary_cross_entropy_with_logits
-    cases = [(True, False, 0.0), (False, False, 0.0), (False, True, 0.0), (True, False, 10.0),
-             (False, False, 3.0)]
-    for separate_q, detached, weight in cases:
+    cases = [(True, False, 0.0, False), (False, False, 0.0, False), (False, True, 0.0, False),
+             (True, False, 10.0, False), (False, False, 3.0, False), (True, False, 10.0, True),
+             (False, True, 0.0, True)]
+    for separate_q, detached, weight, augment in cases:
         torch.manual_seed(0)
         model = infogan.InfoGAN(width=2, separate_q=separate_q).train()
         seen, g_seen, losses = recorded_step(infogan, model, model.d_parameters(), real,
-                                             invariance=weight, detach_trunk=detached)
+                                             invariance=weight, detach_trunk=detached,
+                                             augment=augment)
+
+        def look(fake, model=model, augment=augment):
+            """D's logits of real images and fakes, and Q's codes of the fakes."""
+            if augment:
+                logits = model(common.warp(torch.cat([real, fake])))[0]
+                return logits[:16], logits[16:], model(fake)[1]
+            return model(real)[0], *model(fake)
+
         latent = model.sample_latent(16)
         target = model.split_latent(latent)
         fake = model.generator(latent)
-        real_logit, _ = model(real)
-        fake_logit, codes = model(fake.detach())
+        real_logit, fake_logit, codes = look(fake.detach())
         game = bce(real_logit, ones) + bce(fake_logit, zeros)
         of_q = infogan.information_loss(codes, target)
         assert ("loss_invariance" in losses) == (weight > 0)
@@ -435,7 +506,7 @@ def test_infogan_step_gives_each_player_its_own_gradient():
             assert close(grad, expected)
         assert (from_q[0] is None) == separate_q   # and reaches D's trunk where they share one
 
-        logit, codes = model(fake)
+        _, logit, codes = look(fake)
         game = F.softplus(-logit).mean()
         both = game + infogan.information_loss(codes, target)
         g_parameters = model.g_parameters()
@@ -451,6 +522,8 @@ def test_infogan_step_gives_each_player_its_own_gradient():
 def test_ogan_step_gives_each_player_its_own_gradient():
     real = common.draw_digits(16)[0].float() / 255
     for critic, options in (("avg", {}), ("network", {}), ("avg", {"joint_batch": False}),
+                            ("avg", {"augment": True}),
+                            ("network", {"augment": True, "joint_batch": False}),
                             ("avg", {"gan": "relativistic", "latent": "mse", "rho_weight": 0.5})):
         torch.manual_seed(0)
         model = ogan.OGAN(latent=8, width=2, critic=critic).train()
@@ -460,14 +533,19 @@ def test_ogan_step_gives_each_player_its_own_gradient():
         z = model.sample_latent(16)
         fake = model.generator(z)
         distance = ((2 * real - 1 - fake.detach()) ** 2).mean((1, 2, 3))
+        random = torch.get_rng_state()
 
-        def passes(fake, z=z, model=model, options=options, weight=weight):
+        def passes(fake, z=z, model=model, options=options, weight=weight, random=random):
             """Scores of real and fake, and the weighted latent loss."""
+            torch.set_rng_state(random)
+            images = torch.cat([2 * real - 1, fake])
+            if options.get("augment"):
+                images = common.warp(images)
             if options.get("joint_batch", True):
-                codes = model.encoder(torch.cat([2 * real - 1, fake]))
+                codes = model.encoder(images)
                 real_code, fake_code = codes[:16], codes[16:]
             else:
-                real_code, fake_code = model(real), model.encoder(fake)
+                real_code, fake_code = model.encoder(images[:16]), model.encoder(images[16:])
             tie = weight * ogan.latent_loss(options.get("latent", "pearson"), z, fake_code)
             return model.score(real_code), model.score(fake_code), tie
 
@@ -1873,6 +1951,7 @@ def test_signals_save_stop_and_go_on():
         ("training_step", 7, [ctrl_c, ctrl_c], "at once"),
         ("scores", 2, [ctrl_c], "at once"),
         ("figures", 0, [ctrl_c], "at once"),
+        ("invariance_loss", 20, [term], "before the first step"),    # in InfoGAN's warm-up
     ]
     for method, module in METHODS.items():
         with folder() as (_, _, err), contextlib.ExitStack() as after:
@@ -1883,6 +1962,8 @@ def test_signals_save_stop_and_go_on():
             run(method, "--epochs", 2, "--out", "whole")
             handlers = [signal.getsignal(signum) for signum in (ctrl_c, term)]
             for i, (name, call, signals, word) in enumerate(cases):
+                if not hasattr(module, name):
+                    continue
                 patched = interrupted(getattr(module, name), call, signals)
                 try:
                     with mock.patch.object(module, name, patched):
