@@ -1677,6 +1677,9 @@ class Run:
         for key in ("seed", "device", "precision", "threads", "torch", "parameters"):
             line[key] = self.about[key]
         self._write(line)
+        for key, value in line.items():
+            if value is None:
+                print(f"{key} is not defined here: the images are too few, or all alike")
         print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
 
     def _write(self, scores):

@@ -283,7 +283,10 @@ class InfoGAN(nn.Module):
         return logit, self._codes(self.q_head(features))
 
     def discriminate(self, images):
-        """D alone: images (N, C, H, W) to real-or-fake logits (N,)."""
+        """D: images (N, C, H, W) to real-or-fake logits (N,). Q is passed where it shares D's trunk,
+        so that its batch normalisation learns what real images look like."""
+        if self.q_trunk is None:
+            return self(images)[0]
         return self.d_head(self.trunk(common.prepare(images, self)))
 
     def posterior(self, images, detach_trunk=False):
