@@ -191,12 +191,13 @@ def neighbours(images, count=5, among=6000, components=50):
     mean = some.mean(0)
     axes = torch.pca_lowrank(some, min(components, *some.shape))[2]             # (pixels, .)
     some = (some - mean) @ axes
-
-    def nearest(part):
-        likeness = (pixels(part) - mean) @ axes @ some.T - some.square().sum(1) / 2
-        return chosen[likeness.topk(min(count, len(chosen)), sorted=False).indices]
-
-    return in_batches(nearest, images)
+    places = in_batches(lambda part: (pixels(part) - mean) @ axes, images)      # (N, components)
+    count = min(count, len(chosen))
+    found = torch.empty(len(images), count, dtype=torch.int64, device=images.device)
+    for part, place in zip(found.split(500), places.split(500)):
+        likeness = place @ some.T - some.square().sum(1) / 2
+        part.copy_(chosen[likeness.topk(count, sorted=False).indices])
+    return found
 
 
 def check_images(images, model):
@@ -1564,21 +1565,25 @@ class Run:
 
     @property
     def is_new(self):
-        """Whether no training step was begun yet, neither here nor in the run that is resumed."""
-        return self.epoch == 0 and self.order is None
+        """Whether nothing was trained yet, neither here nor in the run that is resumed."""
+        return self.epoch == 0 and self.order is None and not self.history
 
     @contextlib.contextmanager
-    def before_training(self, what):
-        """Around what comes once before the first step: its time counts to the first epoch, and
-        under torchrun the first process' model is that of all. Interrupted, it begins anew."""
-        print(f"{what} ..", flush=True)
+    def warm_up(self, score):
+        """Around what trains the model before the first epoch; a line of the metrics, epoch 0, has
+        its seconds and what score() gives. Under torchrun the first process' model is then that of
+        all. Interrupted, it begins anew."""
+        print("warming up before epoch 1 ..", flush=True)
         began = time.perf_counter()
         yield
         if self.processes > 1:
             for tensor in self.model.state_dict().values():
                 dist.broadcast(tensor, 0)
-        self.seconds = time.perf_counter() - began
-        print(f"{what}: {self.seconds:.1f} s", flush=True)
+        line = {"epoch": 0, "data": self.data.name, "seconds": time.perf_counter() - began}
+        line |= defined({} if self.rank else score())
+        self.history.append(line)
+        self.save()
+        print(f"epoch 0/{self.config.epochs}  {brief(line)}", flush=True)
 
     def stop_if_asked(self):
         """KeyboardInterrupt if Ctrl-C or SIGTERM came before the first step."""

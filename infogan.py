@@ -283,8 +283,10 @@ class InfoGAN(nn.Module):
         return logit, self._codes(self.q_head(features))
 
     def discriminate(self, images):
-        """D: images (N, C, H, W) to real-or-fake logits (N,). Q is passed where it shares D's trunk,
-        so that its batch normalisation learns what real images look like."""
+        """D: images (N, C, H, W) to real-or-fake logits (N,).
+
+        Q comes along where it shares D's trunk: its batch normalisation then meets real images.
+        """
         if self.q_trunk is None:
             return self(images)[0]
         return self.d_head(self.trunk(common.prepare(images, self)))
@@ -448,12 +450,18 @@ def scores(model, data, samples=10_000, judge=None):
     result = {"mi_categorical": [float(information) for information in categorical],
               "mi_categorical_ceiling": [math.log(k) for k in model.categorical],
               "mi_continuous": continuous.tolist()}
-    if data.test_labels is not None and model.categorical:
-        clusters = model.encode(data.test_images).categorical[0].argmax(1)
-        result |= common.clustering_scores(clusters, data.test_labels)
+    result |= clustering(model, data)
     if judge is not None:
         result |= judge.scores(data, features)
     return result
+
+
+def clustering(model, data):
+    """Scores of the first category as a clustering of the test images, if they have labels."""
+    if data.test_labels is None or not model.categorical:
+        return {}
+    clusters = model.encode(data.test_images).categorical[0].argmax(1)
+    return common.clustering_scores(clusters, data.test_labels)
 
 
 def figures(model):
@@ -518,7 +526,7 @@ def train(config):
     captured_step = common.Captured(step)
     for _ in run.epochs():
         if run.is_new and config.warm_up and config.invariance and config.categorical:
-            with run.before_training("Q learns categories from pairs of real images"):
+            with run.warm_up(lambda: clustering(model, data)):
                 warm_up(model, data.images, config.warm_up, batch_size=config.batch_size,
                         autocast=autocast, each_update=run.stop_if_asked)
         for real in run.batches():

@@ -283,7 +283,7 @@ def run(command, seed, flags, jobs, record, keep):
         for name, value in record.get("reach", {}).items():
             result[f"seconds_to_{name}_{value:g}"] = seconds_to(lines, name, value)
         if "history" in record:
-            result["history"] = {name: [line[name] for line in lines] for name in record["history"]}
+            result["history"] = {name: [line.get(name) for line in lines] for name in record["history"]}
         for name, path in keep:
             if (folder / f"{name}.png").exists():
                 common.write_file(path, (folder / f"{name}.png").read_bytes())
