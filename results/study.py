@@ -282,8 +282,8 @@ def run(command, seed, flags, jobs, record, keep):
         result["seconds"] = sum(line["seconds"] for line in lines)
         for name, value in record.get("reach", {}).items():
             result[f"seconds_to_{name}_{value:g}"] = seconds_to(lines, name, value)
-        if "history" in record:
-            result["history"] = {name: [line.get(name) for line in lines] for name in record["history"]}
+        for name in record.get("history", []):
+            result.setdefault("history", {})[name] = [line.get(name) for line in lines]
         for name, path in keep:
             if (folder / f"{name}.png").exists():
                 common.write_file(path, (folder / f"{name}.png").read_bytes())
