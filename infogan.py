@@ -182,7 +182,7 @@ def warm_up(model, images, passes=1, heads=8, rate=1e-3, batch_size=128,
     random weights, learn on one trunk, and Q keeps the one with the lowest loss. `each_update()` is
     called after each update.
     """
-    heads = nn.ModuleList([copy.deepcopy(model.q_head) for _ in range(heads)])
+    heads = nn.ModuleList([copy.deepcopy(model.q_heads[0]) for _ in range(heads)])
     for layer in heads.modules():
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
@@ -211,7 +211,7 @@ def warm_up(model, images, passes=1, heads=8, rate=1e-3, batch_size=128,
         for chosen in order.split(batch_size)[:max(1, len(images) // batch_size)]:
             update(chosen)
             each_update()
-    model.q_head.load_state_dict(heads[int(mean_losses.argmin())].state_dict())
+    model.q_heads[0].load_state_dict(heads[int(mean_losses.argmin())].state_dict())
 
 
 # ---------------------------------------------------------------- networks
@@ -263,10 +263,16 @@ class InfoGAN(nn.Module):
         self.trunk = common.convolutional_trunk(shape, width, slope=0.1)
         self.d_head = nn.Sequential(nn.Linear(16 * width, 1), common.Float32(), nn.Flatten(0))
         self.q_trunk = common.convolutional_trunk(shape, width, slope=0.1) if separate_q else None
-        self.q_head = nn.Sequential(
-            nn.Linear(16 * width, 2 * width, bias=False), nn.BatchNorm1d(2 * width),
-            nn.LeakyReLU(0.1), nn.Linear(2 * width, sum(categorical) + 2 * continuous),
-            common.Float32())
+        # On a trunk of its own, categories and continuous codes have a hidden layer each: one that
+        # has learned to ignore how a digit leans cannot tell it.
+        outputs = [sum(categorical), 2 * continuous]
+        if not separate_q:
+            outputs = [sum(outputs)]
+        self.q_heads = nn.ModuleList()
+        for size in filter(None, outputs):
+            self.q_heads.append(nn.Sequential(
+                nn.Linear(16 * width, 2 * width, bias=False), nn.BatchNorm1d(2 * width),
+                nn.LeakyReLU(0.1), nn.Linear(2 * width, size), common.Float32()))
 
     def forward(self, images, detach_trunk=False):
         """D and Q: images (N, C, H, W) to real-or-fake logits (N,) and Codes.
@@ -280,7 +286,7 @@ class InfoGAN(nn.Module):
             features = self.q_trunk(images)
         elif detach_trunk:
             features = features.detach()
-        return logit, self._codes(self.q_head(features))
+        return logit, self._codes(self._read(features))
 
     def discriminate(self, images):
         """D: images (N, C, H, W) to real-or-fake logits (N,).
@@ -298,9 +304,13 @@ class InfoGAN(nn.Module):
     def _q(self, images, detach_trunk=False):
         images = common.prepare(images, self)
         if self.q_trunk is not None:
-            return self.q_head(self.q_trunk(images))
+            return self._read(self.q_trunk(images))
         features = self.trunk(images)
-        return self.q_head(features.detach() if detach_trunk else features)
+        return self._read(features.detach() if detach_trunk else features)
+
+    def _read(self, features):
+        """Q's output (N, sum of category sizes + 2 continuous) for features (N, 16 width)."""
+        return torch.cat([head(features) for head in self.q_heads], 1)
 
     def _codes(self, output):
         """Q's output (N, sum of category sizes + 2 continuous) as Codes."""

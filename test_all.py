@@ -385,7 +385,8 @@ def test_warm_up_trains_q_alone_and_keeps_the_best_head():
     infogan.warm_up(model, images, passes=2, heads=3, each_update=lambda: calls.append(1))
     assert len(calls) == 10                                         # 640 / 128 a pass
     for name, value in model.state_dict().items():
-        assert value.equal(before[name]) != name.startswith("q_"), name
+        trained = name.startswith(("q_trunk.", "q_heads.0."))       # not the continuous codes' head
+        assert value.equal(before[name]) != trained, name
 
     heads = []
 
@@ -437,9 +438,9 @@ def learners(which, detach_trunk=False, separate_q=True):
 
 
 def test_information_reaches_who_the_docstring_says():
-    assert learners("information") == {"generator", "q_trunk", "q_head"}
-    assert learners("information", separate_q=False) == {"generator", "trunk", "q_head"}
-    assert learners("information", detach_trunk=True, separate_q=False) == {"q_head"}
+    assert learners("information") == {"generator", "q_trunk", "q_heads"}
+    assert learners("information", separate_q=False) == {"generator", "trunk", "q_heads"}
+    assert learners("information", detach_trunk=True, separate_q=False) == {"q_heads"}
     assert learners("game") == {"generator", "trunk", "d_head"}
 
 
@@ -1513,8 +1514,8 @@ def test_networks_have_the_papers_sizes():
     assert model.generator[0].weight.shape == (1024, 74)
     assert model.trunk[0].weight.shape == (64, 1, 4, 4)
     assert model.trunk[6].weight.shape == (1024, 6272)
-    assert model.q_head[0].weight.shape == (128, 1024)
-    assert model.q_head[3].weight.shape == (14, 128)
+    assert model.q_heads[0][0].weight.shape == (128, 1024)
+    assert model.q_heads[0][3].weight.shape == (14, 128)
     model = infogan.InfoGAN(categorical=(10, 5, 5), continuous=1)
     assert model.generator[0].weight.shape[1] == 62 + 20 + 1
     shared = infogan.InfoGAN(separate_q=False)
