@@ -1514,12 +1514,15 @@ def test_networks_have_the_papers_sizes():
     assert model.generator[0].weight.shape == (1024, 74)
     assert model.trunk[0].weight.shape == (64, 1, 4, 4)
     assert model.trunk[6].weight.shape == (1024, 6272)
-    assert model.q_heads[0][0].weight.shape == (128, 1024)
-    assert model.q_heads[0][3].weight.shape == (14, 128)
+    for separate_q, sizes in ((False, [14]), (True, [10, 4])):
+        heads = infogan.InfoGAN(width=64, separate_q=separate_q).q_heads
+        assert [head[3].weight.shape for head in heads] == [(size, 128) for size in sizes]
+        assert all(head[0].weight.shape == (128, 1024) for head in heads)
     model = infogan.InfoGAN(categorical=(10, 5, 5), continuous=1)
     assert model.generator[0].weight.shape[1] == 62 + 20 + 1
     shared = infogan.InfoGAN(separate_q=False)
-    assert count(infogan.InfoGAN()) - count(shared) == count(shared.trunk)
+    hidden = 512 * 64 + 2 * 64                     # Q's second hidden layer and its normalisation
+    assert count(infogan.InfoGAN()) - count(shared) == count(shared.trunk) + hidden
     t = count(ogan.OGAN(critic="network")) - count(ogan.OGAN())
     assert t == 32 * 64 + 64 + 64 + 1
 
