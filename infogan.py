@@ -22,6 +22,7 @@ authors' code trains them with it too, in D's step, and so does --recipe paper. 
 
 Where this differs from the paper (P) or the authors' code (C):
 - G minimises softplus(-logit), the non-saturating loss, as C does; (1) is the minimax form.
+- --augment, off by default, shows D warped images: for few images, or in colour.
 - The default is the same game with seven changes, each with its flag; --recipe paper has none:
     --invariance   Q's first category of two small random warps of a real image should be the same,
                    and all categories equally frequent (IIC, Ji et al. 2019). In the paper's game Q
@@ -30,6 +31,7 @@ Where this differs from the paper (P) or the authors' code (C):
                    of its nearest neighbours, once over all images. From its start with warps alone
                    Q takes a seven with a bar for another digit, and the game does not cure that.
     --separate-q   Q has a trunk of its own, which only it trains: sharing D's costs sample quality.
+                   Categories and continuous codes then have a hidden layer each.
     --lr-discriminator 5e-4, where P has 2e-4: Q need not learn so slowly.
     --init torch   Torch's initial weights; from N(0, 0.02) the first hundreds of updates are lost.
     --average      Moving averages of all weights are what samples and encodes.

@@ -25,8 +25,8 @@ error with mean and std left free. Plain squared error pins all n coordinates of
 too: a fake scores as z would, whatever G makes of it.
 
 Where this differs from the paper (P) or the author's code (C):
-- The networks are InfoGAN's for MNIST (two stride-2 convolutions, FC), with a stage more for each
-  doubling of the image; P and C are about faces of 64x64 and larger.
+- The networks are InfoGAN's for MNIST (two stride-2 convolutions, FC; more for larger images); P
+  and C are about faces of 64x64 and larger.
 - P writes R with a free coefficient; 1/4 over the mean squared pixel distance in [-1, 1] is C's.
   Any of the GANs in `critic_loss` will do.
 - --critic network is P's general form, a small network T(E(x)) in place of avg E(x).
@@ -133,8 +133,7 @@ GAN_LOSSES = ["qp", "wasserstein", "nonsaturating", "hinge", "leastsquares", "re
 
 
 def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pearson", rho_weight=2.0,
-                  rho_generator=0.3, joint_batch=True, augment=False,
-                  autocast=contextlib.nullcontext()):
+                  rho_generator=0.3, joint_batch=True, autocast=contextlib.nullcontext()):
     """One joint update of E (the discriminator) and G on images (N, C, H, W) in [0, 1].
 
     Returns detached scalars: loss_e, loss_g and, weighted by rho_weight, loss_latent, of which G
@@ -144,13 +143,11 @@ def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pears
     z = model.sample_latent(len(real))
     with autocast:
         fake = model.generator(z)                                               # in [-1, 1]
-        both = torch.cat([real, fake])
-        if augment:                               # small warps of all that E sees, Zhao et al. 2020
-            both = common.warp(both)
         if joint_batch:
-            real_code, fake_code = model.encoder(both).chunk(2)
+            real_code, fake_code = model.encoder(torch.cat([real, fake])).chunk(2)
         else:
-            real_code, fake_code = map(model.encoder, both.chunk(2))
+            real_code = model.encoder(real)
+            fake_code = model.encoder(fake)
     real_score = model.score(real_code)
     fake_score = model.score(fake_code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
@@ -274,7 +271,6 @@ class Config(common.RunConfig):
     gan_loss: str = common.option("qp", "the GAN", choices=GAN_LOSSES)
     truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
     joint_batch: bool = common.option(True, "E sees real and fake images as one batch")
-    augment: bool = common.option(False, "E sees small random warps of all images, for few images")
     init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
                               choices=["torch", "normal"])
     optimizer: str = common.option("adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)",
@@ -366,7 +362,7 @@ def train(config):
     def step(real):
         losses = training_step(
             model, e_optimizer, g_optimizer, real, config.gan_loss, config.latent_loss,
-            config.rho_weight, config.rho_generator, config.joint_batch, config.augment, autocast)
+            config.rho_weight, config.rho_generator, config.joint_batch, autocast)
         average.update(model)
         return losses
 
