@@ -192,10 +192,11 @@ def neighbours(images, count=5, among=6000, components=50):
     axes = torch.pca_lowrank(some, min(components, *some.shape))[2]             # (pixels, .)
     some = (some - mean) @ axes
     places = in_batches(lambda part: (pixels(part) - mean) @ axes, images)      # (N, components)
+    half_squares = some.square().sum(1) / 2
     count = min(count, len(chosen))
     found = torch.empty(len(images), count, dtype=torch.int64, device=images.device)
     for part, place in zip(found.split(500), places.split(500)):
-        likeness = place @ some.T - some.square().sum(1) / 2
+        likeness = place @ some.T - half_squares
         part.copy_(chosen[likeness.topk(count, sorted=False).indices])
     return found
 

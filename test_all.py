@@ -1591,11 +1591,11 @@ def test_resume_equals_the_uninterrupted_run():
             run(method, "--epochs", 1, "--out", "parts")
             parts = run(method, "--epochs", 3, "--resume", "parts")
             # the first part ended with its final scores in epoch 1; the rest is the same to the bit
-            for line, part in zip(whole["history"][:-1], parts["history"]):
-                for key in part.keys() - line.keys():
-                    del part[key]
+            first = 1 if method == "infogan" else 0                 # behind the warm-up's line
+            kept = whole["history"][first].keys()
+            parts["history"][first] = {key: parts["history"][first][key] for key in kept}
             assert equal(whole, parts)
-            assert [line["epoch"] for line in metrics("parts")][-3:] == [1, 2, 3]
+            assert [line["epoch"] for line in metrics("parts")] == [0, 1, 2, 3][1 - first:]
 
 
 def test_a_terminal_gets_a_live_line():
@@ -2281,7 +2281,7 @@ def test_twenty_epochs_hold_in_both_precisions():
                 run(method, "--epochs", 20, "--width", 4, "--average", 0, "--precision", precision,
                     "--seed", seed, "--out", name)
                 lines = metrics(name)[-20:]
-                assert lines[0]["epoch"] == 1
+                assert [line["epoch"] for line in lines] == list(range(1, 21))
                 learned = lines[0][term] - lines[-1][term]
                 assert learned > 0.2, (method, name, learned)             # it learns to encode
 
