@@ -28,8 +28,8 @@ Where this differs from the paper (P) or the authors' code (C):
                    and all categories equally frequent (IIC, Ji et al. 2019). In the paper's game Q
                    may predict anything for real images; nothing keeps it from merging two digits.
     --warm-up      Before the game Q learns its first category so, from warps of an image and of one
-                   of its nearest neighbours, once over all images. From its start with warps alone
-                   Q takes a seven with a bar for another digit, and the game does not cure that.
+                   of its nearest neighbours, all images twice. From its start with warps alone Q
+                   takes a seven with a bar for another digit, and the game does not cure that.
     --separate-q   Q has a trunk of its own, which only it trains: sharing D's costs sample quality.
                    Categories and continuous codes then have a hidden layer each.
     --lr-discriminator 5e-4, where P has 2e-4: Q need not learn so slowly.
@@ -174,7 +174,7 @@ def training_step(model, d_optimizer, g_optimizer, real, lambda_categorical=1.0,
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def warm_up(model, images, passes=1, heads=8, rate=1e-3, batch_size=128,
+def warm_up(model, images, passes=2, heads=8, rate=1e-3, batch_size=128,
             autocast=contextlib.nullcontext(), each_update=lambda: None):
     """Before the game: train Q's first category by `invariance_loss` on real images (N, C, H, W)
     alone, uint8 or in [0, 1], each paired with one of its nearest neighbours, both warped.
@@ -415,7 +415,7 @@ class Config(common.RunConfig):
     separate_q: bool = common.option(True, "Q has a trunk of its own instead of D's")
     detach_trunk: bool = common.option(False, "L_I does not train the trunk shared with D")
     invariance: float = common.option(10.0, "weight of the invariance loss, on warped real images")
-    warm_up: int = common.option(1, "passes before the game in which Q learns c1 from neighbours")
+    warm_up: int = common.option(2, "passes before the game in which Q learns c1 from neighbours")
     augment: bool = common.option(False, "D sees real and fake images as one batch, warped")
     init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
                               choices=["torch", "normal"])

@@ -2297,7 +2297,7 @@ FLAGS = {   # every flag of both methods at a value of its own
         "--lambda-continuous 1", "--no-separate-q", "--no-separate-q --detach-trunk",
         "--lr-discriminator 0.001", "--lr-generator 0.002", "--invariance 0", "--init normal",
         "--average 0", "--average 0.2", "--categorical 6 --continuous 1 --code-range 3",
-        "--warm-up 0", "--warm-up 2", "--augment", "--augment --no-separate-q",
+        "--warm-up 0", "--warm-up 1", "--augment", "--augment --no-separate-q",
         "--categorical 4 4 --continuous 0 --no-separate-q --detach-trunk"],
     "ogan": [
         "--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network",
