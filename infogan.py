@@ -267,9 +267,8 @@ class InfoGAN(nn.Module):
         self.q_trunk = common.convolutional_trunk(shape, width, slope=0.1) if separate_q else None
         # On a trunk of its own, categories and continuous codes have a hidden layer each: one that
         # has learned to ignore how a digit leans cannot tell it.
-        outputs = [sum(categorical), 2 * continuous]
-        if not separate_q:
-            outputs = [sum(outputs)]
+        logits, moments = sum(categorical), 2 * continuous
+        outputs = [logits, moments] if separate_q else [logits + moments]
         self.q_heads = nn.ModuleList()
         for size in filter(None, outputs):
             self.q_heads.append(nn.Sequential(
