@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6"]
 # ///
-"""The tests of infogan.py, ogan.py, common.py and results/study.py, with torch alone.
+"""The tests of infogan.py, ogan.py, common.py and what runs in results/, with torch alone.
 
     python test_all.py [--long] [part of a name ...]
 
@@ -52,6 +52,7 @@ from common import InputError
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "results"))
 
+import introvae
 import study
 
 METHODS = {"infogan": infogan, "ogan": ogan}
@@ -2567,7 +2568,72 @@ def test_a_study_fills_in_its_file_and_goes_on():
         assert list(again["runs"]["b"]) == ["3", "4"]
 
 
-def test_a_study_runs_the_two_methods_only():
+def test_a_study_is_plotted():
+    with folder():
+        runs = {"0": {"history": {"rho": [0.0, 1.0, 0.5]}}, "1": {"history": {"rho": [0.0, 0.5]}}}
+        record = {"arms": {"a": "ogan.py", "b": "ogan.py"}, "seeds": {"a": [0, 1], "b": []},
+                  "runs": {"a": runs}}
+        Path("s.json").write_text(json.dumps(record))
+        study.main(["plot", "s.json", "rho"])
+        lines = re.findall(r'points="([^"]*)"', Path("s-rho.svg").read_text())
+        corners = ["60,220.0 260,30.0 460,125.0", "60,220.0 460,125.0", "60,220.0 460,77.5"]
+        assert lines == corners                                   # two runs, and their mean
+        for words in (["plot", "s.json", "loss"], ["plot", "s.json"], ["plot", "t.json", "rho"]):
+            refused(lambda words=words: study.main(words))
+
+
+def test_introvae_divergence_is_that_of_torch_distributions():
+    mean, log_variance = torch.randn(5, 3), torch.randn(5, 3)
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()),
+                                                 normal(0.0, 1.0))
+    assert torch.allclose(introvae.divergence(mean, log_variance), expected.sum(1), atol=1e-5)
+
+
+def test_introvae_step_gives_each_player_its_own_gradient():
+    """By autograd through the losses of Algorithm 1, written out once more."""
+    real = common.draw_digits(16)[0].float() / 255
+    torch.manual_seed(0)
+    model = introvae.IntroVAE(latent=8, width=2).train()
+    weights = {"alpha": 0.5, "margin": 9.0, "beta": 0.3}
+    e_seen, g_seen, losses = recorded_step(introvae, model, model.e_parameters(), real, **weights)
+    prior = torch.randn(16, 8)
+    mean, log_variance = model.encoder(2 * real - 1).split(8, 1)
+    latent = mean + log_variance.exp().sqrt() * torch.randn(16, 8)
+
+    def flat(gradients):
+        return torch.cat([gradient.flatten() for gradient in gradients])
+
+    def divergence(images):
+        mean, log_variance = model.encoder(images).split(8, 1)
+        return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1)
+
+    def error(latent):
+        return 0.5 * (model.generator(latent) - (2 * real - 1)).square().sum((1, 2, 3))
+
+    fakes = [model.generator(latent).detach(), model.generator(prior).detach()]
+    hinges = sum((9 - divergence(x)).clamp(min=0) for x in fakes)
+    loss_e = (divergence(2 * real - 1) + 0.5 * hinges + 0.3 * error(latent)).mean()
+    expected = torch.autograd.grad(loss_e, model.e_parameters())
+    assert close(flat(e_seen), flat(expected)) and close(losses["loss_e"], loss_e.detach())
+    latent = latent.detach()
+    kl = sum(divergence(model.generator(z)) for z in (latent, prior))
+    loss_g = (0.5 * kl + 0.3 * error(latent)).mean()
+    assert close(flat(g_seen), flat(torch.autograd.grad(loss_g, model.g_parameters())))
+
+
+def test_introvae_trains_in_every_form():
+    for form in introvae.FORMS:
+        with folder():
+            small_data()
+            config = introvae.Config(form=form, epochs=2, width=2, batch_size=32, data="small.pt")
+            model, finished = introvae.train(config)
+            asked = {"agreement", "reconstruction_error", "knn_accuracy", "frechet"}
+            assert asked <= finished.history[-1].keys()
+            assert model.interpolate(*model.sample(2)).shape == (10, 1, 28, 28)
+
+
+def test_a_study_runs_the_projects_methods_only():
     with folder():
         for content in ({"arms": {"a": "evil.py --rm"}, "seeds": [0]},
                         {"arms": {"a": "ogan.py", "b": "sh -c ls"}, "seeds": [0]},

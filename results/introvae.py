@@ -19,7 +19,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 import common
 import ogan
@@ -187,8 +188,9 @@ def train(config):
             return losses
         return common.Captured(step)
 
-    run = common.Run("introvae", config, data, model, average,
-                     {"e": e_optimizer, "g": g_optimizer}, lambda: ogan.figures(average.model, data))
+    optimizers = {"e": e_optimizer, "g": g_optimizer}
+    run = common.Run("introvae", config, data, model, average, optimizers,
+                     lambda: ogan.figures(average.model, data))
     vae, game = step_of("vae"), step_of(config.form)
     for epoch in run.epochs():
         step = vae if epoch <= config.vae_epochs else game

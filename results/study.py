@@ -1,12 +1,13 @@
-"""The laboratory: many seeds of infogan.py and ogan.py, one record, and what only it measures.
+"""The laboratory: many seeds of a method, one record, and what only it measures.
 
     python results/study.py results/infogan.json [--data-root DIR]   fill in a study, summarise it
     python results/study.py runs/infogan-1                           the measures of one run folder
     python results/study.py runs/a runs/b ...                        two judges over several runs
+    python results/study.py plot results/ogan-paper.json std_real    a score over the epochs, SVG
 
 A study file says what to run and holds what came out:
 
-    arms      name -> command line of infogan.py or ogan.py
+    arms      name -> command line of infogan.py, ogan.py or results/introvae.py
     seeds     a list for all arms, or arm -> list
     jobs      runs at a time, on a thread each; 1, the default, leaves all threads to one run
     reach     score -> value: the training seconds until an epoch ended with it (optional)
@@ -255,10 +256,10 @@ def read_study(path):
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no study ({error!r}); expected JSON with `arms` and "
                          "`seeds`") from None
-    foreign = scripts - {"infogan.py", "ogan.py"}
+    foreign = scripts - {"infogan.py", "ogan.py", "results/introvae.py"}
     if foreign or not arms:
         raise InputError(f"{path} would run {sorted(foreign)}; expected arms that begin with "
-                         "infogan.py or ogan.py")
+                         "infogan.py, ogan.py or results/introvae.py")
     return record, seeds
 
 
@@ -358,10 +359,57 @@ def permutation_test(a, b):
     return sum(g >= seen for g in gaps) / len(gaps)
 
 
+def plot(path, score):
+    """Write STUDY-SCORE.svg beside a study: a score in its `history` over the epochs, a thin line a
+    run, a thick one the mean of an arm. InputError if the study has no such history."""
+    record, _ = read_study(Path(path))
+    lines = {}                                                    # arm -> its runs' values
+    for arm, runs in record.get("runs", {}).items():
+        histories = [result.get("history", {}) for result in runs.values()]
+        found = [history[score] for history in histories if score in history]
+        if found:
+            lines[arm] = found
+    if not lines:
+        raise InputError(f"{path} holds no history of {score}; its runs need it in `history`")
+    every = [value for runs in lines.values() for values in runs for value in values]
+    low, high = min(every + [0.0]), max(every)
+
+    def points(values):
+        x = [60 + 400 * i / max(1, len(values) - 1) for i in range(len(values))]
+        y = [220 - 190 * (value - low) / (high - low or 1) for value in values]
+        return " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y))
+
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 260" font-size="13" '
+             'font-family="sans-serif"><rect width="640" height="260" fill="white"/>']
+    for value in (low, (low + high) / 2, high):
+        y = 220 - 190 * (value - low) / (high - low or 1)
+        parts.append(f'<text x="50" y="{y + 4:.0f}" text-anchor="end">{value:.2g}</text>')
+        parts.append(f'<path d="M60 {y:.0f}H460" stroke="#ddd"/>')
+    epochs = max(len(values) for runs in lines.values() for values in runs)
+    parts.append(f'<text x="60" y="245">epoch 1</text>'
+                 f'<text x="460" y="245" text-anchor="end">epoch {epochs}</text>'
+                 f'<text x="60" y="16">{score}</text>')
+    colours = ["#1f5fbf", "#d9480f", "#2b8a3e", "#862e9c", "#5c3d00", "#087f8c"]
+    for i, (arm, runs) in enumerate(lines.items()):
+        mean = [statistics.fmean(values) for values in zip(*runs)]
+        colour = colours[i % len(colours)]
+        for values, width in [(values, 0.7) for values in runs] + [(mean, 3)]:
+            parts.append(f'<polyline points="{points(values)}" fill="none" stroke="{colour}" '
+                         f'stroke-width="{width}"/>')
+        parts.append(f'<text x="475" y="{40 + 22 * i}" fill="{colour}">{arm}</text>')
+    target = Path(path).with_name(f"{Path(path).stem}-{score}.svg")
+    common.write_file(target, "\n".join(parts) + "\n</svg>\n")
+    print(f"wrote {target}")
+
+
 def main(argv):
     try:
         if not argv:
             raise InputError("expected a study, as results/infogan.json, or a run folder")
+        if argv[0] == "plot":
+            if len(argv) != 3:
+                raise InputError("expected: plot STUDY.json SCORE")
+            return plot(argv[1], argv[2])
         if len(argv) > 1 and all(Path(name).is_dir() for name in argv):
             print(json.dumps(judges(argv), indent=1))
         elif Path(argv[0]).is_dir():
