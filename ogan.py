@@ -32,16 +32,16 @@ Where this differs from the paper (P) or the author's code (C):
 - --critic network is P's general form, a small network T(E(x)) in place of avg E(x).
 - The default plays the same game on other settings, each with its flag. --recipe paper takes those
   of C, but for truncation, which P does not have.
-    --rho-weight 2      For 0.5; and --rho-generator 0.3, the fraction of it that G minimises, for
+    --rho-weight 2      For 0.5; and --rho-generator 0.2, the fraction of it that G minimises, for
                         all of it: E may learn the correlation as hard as it likes, but G pays for
                         it with sample quality.
     --truncation 0.9    N(E(x)) is scaled by it before G in reconstructions, as in C.
     --latent 32         For 128, which is more than MNIST has ways to vary.
-    --codes 0.5         Half of the latents are codes N(E(x)) of real images, for 0. So G draws, and
-                        E reads back, where real images are, and not only where the prior is.
-    --batch-mix 0.25    E's batch of real images and its batch of fakes, for batch normalisation,
-                        swap a quarter. Each alone, as in C, E cannot see, nor tell G, what all
-                        fakes have in common, as being too bright; as one batch E wins too easily.
+    --codes 0.45        Nearly half of the latents are codes N(E(x)) of real images, for none: with
+                        z from the prior alone nothing asks that G can draw what E makes of them.
+    --decorrelation 0.3 The coordinates of these codes should be as z's are, uncorrelated and of
+                        unit variance, which P leaves to chance. Or they fill a part of the prior,
+                        and samples come from all of it.
     --init torch        For N(0, 0.02); and Adam at 5e-4 for E, 1e-3 for G, for RMSprop at 1e-4. E
                         and G still step at once, as in C.
     --average           Moving averages of all weights are what samples and encodes.
@@ -135,39 +135,41 @@ def generator_loss(kind, real, fake):
 GAN_LOSSES = ["qp", "wasserstein", "nonsaturating", "hinge", "leastsquares", "relativistic"]
 
 
-def encode_mixed(encoder, real, fake, share):
-    """E(x) and E(G(z)) from two batches, one of real images and one of fakes, which swap a share.
-
-    It matters to batch normalisation alone. 0: each kind by itself; 0.5: as good as one batch.
-    """
-    swapped = int(share * len(real))
-    kept = len(real) - swapped
-    first = encoder(torch.cat([real[swapped:], fake[:swapped]]))
-    second = encoder(torch.cat([fake[swapped:], real[:swapped]]))
-    return torch.cat([second[kept:], first[:kept]]), torch.cat([first[kept:], second[:kept]])
+def decorrelation_loss(code):
+    """How far standardised codes (N, n) are from what z's coordinates are, uncorrelated and of unit
+    variance: |C - I|^2 / n, where C = avg of N(E(x)) N(E(x))^T over the batch."""
+    covariance = code.T @ code / len(code)                                      # (n, n)
+    identity = torch.eye(len(covariance), device=code.device, dtype=code.dtype)
+    return (covariance - identity).square().sum() / len(covariance)
 
 
 def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pearson", rho_weight=2.0,
-                  rho_generator=0.3, codes=0.5, batch_mix=0.25, autocast=contextlib.nullcontext()):
+                  rho_generator=0.2, codes=0.45, decorrelation=0.3,
+                  autocast=contextlib.nullcontext()):
     """One joint update of E (the discriminator) and G on images (N, C, H, W) in [0, 1].
 
-    Returns detached scalars: loss_e, loss_g and, weighted by rho_weight, loss_latent, of which G
-    minimises the fraction rho_generator. `autocast` is entered for the forward pass.
+    Returns detached scalars: loss_e, loss_g and, weighted as they were minimised, loss_latent, of
+    which G minimises the fraction rho_generator, and unless its weight is 0 loss_decorrelation,
+    which E does. `autocast` is entered for the forward pass.
     """
     real = 2 * common.prepare(real, model) - 1                                  # in [-1, 1]
     z = model.sample_latent(len(real))
     given = int(codes * len(real))
     with autocast:
-        if given > 1:                               # batch normalisation wants more than one
-            z[:given] = standardise(model.encoder(real[:given]).detach())
+        real_code = model.encoder(real)
+        z[:given] = standardise(real_code[:given].detach())
         fake = model.generator(z)                                               # in [-1, 1]
-        real_code, fake_code = encode_mixed(model.encoder, real, fake, batch_mix)
+        fake_code = model.encoder(fake)
     real_score = model.score(real_code)
     fake_score = model.score(fake_code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
     loss_latent = rho_weight * latent_loss(latent, z, fake_code)
     loss_e = critic_loss(gan, real_score, fake_score, distance)
     loss_g = generator_loss(gan, real_score.detach(), fake_score)
+    losses = {"loss_e": loss_e, "loss_g": loss_g, "loss_latent": loss_latent}
+    if decorrelation:
+        losses["loss_decorrelation"] = decorrelation * decorrelation_loss(standardise(real_code))
+        loss_e = loss_e + losses["loss_decorrelation"]
 
     # One forward pass serves both players; each gradient is taken for its own player's weights, and
     # both step at once.
@@ -177,7 +179,6 @@ def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pears
     (loss_g + rho_generator * loss_latent).backward(inputs=model.g_parameters())
     e_optimizer.step()
     g_optimizer.step()
-    losses = {"loss_e": loss_e, "loss_g": loss_g, "loss_latent": loss_latent}
     return {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -273,10 +274,11 @@ class OGAN(nn.Module):
 @dataclass
 class Config(common.RunConfig):
     """The options of a run, for `train` and as flags; `Config.paper()` has them as published."""
+    epochs: int = common.option(10, "epochs in all; 0 only evaluates")
     batch_size: int = common.option(64, "images in a training step", low=2)
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = common.option(2.0, "lambda, the weight of the latent loss")
-    rho_generator: float = common.option(0.3, "the fraction of the latent loss that G minimises")
+    rho_generator: float = common.option(0.2, "the fraction of the latent loss that G minimises")
     critic: str = common.option("avg", "an image's score: avg E(x), or a small network T(E(x))",
                                 choices=["avg", "network"])
     latent_loss: str = common.option(
@@ -284,20 +286,19 @@ class Config(common.RunConfig):
         choices=LATENT_LOSSES)
     gan_loss: str = common.option("qp", "the GAN", choices=GAN_LOSSES)
     truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
-    codes: float = common.option(0.5, "share of the latents that are codes of real images", high=1)
-    batch_mix: float = common.option(0.25, "share that E's batches of real images and fakes swap",
-                                     high=0.5)
+    codes: float = common.option(0.45, "share of the latents that are codes of real images", high=1)
+    decorrelation: float = common.option(0.3, "weight of the decorrelation of real images' codes")
     init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
                               choices=["torch", "normal"])
     optimizer: str = common.option("adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)",
                                    choices=["adam", "rmsprop"])
     lr_encoder: float = common.option(5e-4, "the optimiser's rate for E (and T)")
     lr_generator: float = common.option(1e-3, "the optimiser's rate for G")
-    average: float = common.option(0.998, "decay of the moving average that samples and encodes",
+    average: float = common.option(0.999, "decay of the moving average that samples and encodes",
                                    high=0.99999)
 
-    PAPER = {"width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0, "truncation": 1.0,
-             "codes": 0.0, "batch_mix": 0.0, "init": "normal", "optimizer": "rmsprop",
+    PAPER = {"epochs": 5, "width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0, "truncation": 1.0,
+             "codes": 0.0, "decorrelation": 0.0, "init": "normal", "optimizer": "rmsprop",
              "lr_encoder": 1e-4, "lr_generator": 1e-4, "average": 0.0}
 
     def __post_init__(self):
@@ -378,7 +379,7 @@ def train(config):
     def step(real):
         losses = training_step(
             model, e_optimizer, g_optimizer, real, config.gan_loss, config.latent_loss,
-            config.rho_weight, config.rho_generator, config.codes, config.batch_mix, autocast)
+            config.rho_weight, config.rho_generator, config.codes, config.decorrelation, autocast)
         average.update(model)
         return losses
 
