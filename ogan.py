@@ -154,7 +154,7 @@ def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pears
     """
     real = 2 * common.prepare(real, model) - 1                                  # in [-1, 1]
     z = model.sample_latent(len(real))
-    given = int(codes * len(real))
+    given = round(codes * len(real))
     with autocast:
         real_code = model.encoder(real)
         z[:given] = standardise(real_code[:given].detach())
@@ -297,9 +297,10 @@ class Config(common.RunConfig):
     average: float = common.option(0.999, "decay of the moving average that samples and encodes",
                                    high=0.99999)
 
-    PAPER = {"epochs": 5, "width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0, "truncation": 1.0,
-             "codes": 0.0, "decorrelation": 0.0, "init": "normal", "optimizer": "rmsprop",
-             "lr_encoder": 1e-4, "lr_generator": 1e-4, "average": 0.0}
+    PAPER = {"epochs": 5, "width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
+             "truncation": 1.0, "codes": 0.0, "decorrelation": 0.0, "init": "normal",
+             "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4,
+             "average": 0.0}
 
     def __post_init__(self):
         super().__post_init__()

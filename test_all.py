@@ -2770,6 +2770,7 @@ def test_the_readmes_name_every_flag_and_key():
         for f in fields(module.Config):
             flags |= {common.flag_of(f), "--no-" + common.flag_of(f)[2:]}
             assert f"`{common.flag_of(f)}" in notes, f.name
+    flags |= {common.flag_of(f) for f in fields(introvae.Config)}
     for path in (front, notebook, HERE / "results" / "README.zh.md"):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text()):
             assert flag in flags, (path.name, flag)
