@@ -1606,6 +1606,8 @@ def test_resume_equals_the_uninterrupted_run():
 
 
 def test_a_terminal_gets_a_live_line():
+    if not hasattr(os, "openpty"):
+        raise unittest.SkipTest("no pseudoterminals on this system")
     with folder():
         small_data(640)
         ours, theirs = os.openpty()
@@ -2672,7 +2674,7 @@ def test_permutation_test_by_hand():
 
 
 def python_blocks(path):
-    return re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_python_in_the_readme_runs():
@@ -2751,7 +2753,7 @@ def test_only_torch_the_standard_library_and_our_modules_are_imported():
     imported = {}
     for path in (*HERE.glob("*.py"), *(HERE / "results").glob("*.py")):
         modules = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 modules |= {name.name.split(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -2764,7 +2766,7 @@ def test_only_torch_the_standard_library_and_our_modules_are_imported():
 
 def test_the_readmes_name_every_flag_and_key():
     front, notebook = HERE / "README.md", HERE / "results" / "README.md"
-    notes = notebook.read_text()
+    notes = notebook.read_text("utf-8")
     flags = {"--recipe", "--help", "--long", "--nproc-per-node"}
     for module in METHODS.values():
         for f in fields(module.Config):
@@ -2772,7 +2774,7 @@ def test_the_readmes_name_every_flag_and_key():
             assert f"`{common.flag_of(f)}" in notes, f.name
     flags |= {common.flag_of(f) for f in fields(introvae.Config)}
     for path in (front, notebook, HERE / "results" / "README.zh.md"):
-        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text()):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text("utf-8")):
             assert flag in flags, (path.name, flag)
     with folder():
         small_data(64)
@@ -2785,14 +2787,14 @@ def test_the_readmes_name_every_flag_and_key():
 def test_links_in_the_readmes_lead_somewhere():
     for path in (HERE / "README.md", HERE / "results" / "README.md",
                  HERE / "results" / "README.zh.md"):
-        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
             if not link.startswith("http"):
                 assert (path.parent / link).exists(), (path.name, link)
 
 
 def test_scripts_declare_torch_alone():
     for name in ("infogan", "ogan", "test_all"):
-        head = (HERE / f"{name}.py").read_text().split("# ///\n")[0]
+        head = (HERE / f"{name}.py").read_text("utf-8").split("# ///\n")[0]
         assert head.startswith("# /// script\n")
         assert re.findall(r'"(\w+)[^"]*"', head.split("dependencies")[1]) == ["torch"]
 
