@@ -32,7 +32,7 @@ Where this differs from the paper (P) or the author's code (C):
 - --critic network is P's general form, a small network T(E(x)) in place of avg E(x).
 - The default plays the same game on other settings, each with its flag. --recipe paper takes those
   of C, but for truncation, which P does not have.
-    --rho-weight 2      For 0.5; and --rho-generator 0.25, the fraction of it that G minimises, for
+    --rho-weight 2      For 0.5; and --rho-generator 0.2, the fraction of it that G minimises, for
                         all of it: E may learn the correlation as hard as it likes, but G pays for
                         it with sample quality.
     --truncation 0.9    N(E(x)) is scaled by it before G in reconstructions, as in C.
@@ -144,7 +144,7 @@ def decorrelation_loss(code):
 
 
 def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pearson", rho_weight=2.0,
-                  rho_generator=0.25, codes=0.5, decorrelation=0.3,
+                  rho_generator=0.2, codes=0.5, decorrelation=0.3,
                   autocast=contextlib.nullcontext()):
     """One joint update of E (the discriminator) and G on images (N, C, H, W) in [0, 1].
 
@@ -278,7 +278,7 @@ class Config(common.RunConfig):
     batch_size: int = common.option(64, "images in a training step", low=2)
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = common.option(2.0, "lambda, the weight of the latent loss")
-    rho_generator: float = common.option(0.25, "the fraction of the latent loss that G minimises")
+    rho_generator: float = common.option(0.2, "the fraction of the latent loss that G minimises")
     critic: str = common.option("avg", "an image's score: avg E(x), or a small network T(E(x))",
                                 choices=["avg", "network"])
     latent_loss: str = common.option(
