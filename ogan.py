@@ -37,11 +37,14 @@ Where this differs from the paper (P) or the author's code (C):
                         it with sample quality.
     --truncation 0.9    N(E(x)) is scaled by it before G in reconstructions, as in C.
     --latent 32         For 128, which is more than MNIST has ways to vary.
-    --codes 0.5         Half of the latents are codes N(E(x)) of real images, for none: with z from
-                        the prior alone nothing asks that G can draw what E makes of them.
-    --decorrelation 0.3 The coordinates of these codes should be as z's are, uncorrelated and of
+    --codes 0.45        Nearly half of the latents are codes N(E(x)) of real images, for none: with
+                        z from the prior alone nothing asks that G can draw what E makes of them.
+    --decorrelation 0.4 The coordinates of these codes should be as z's are, uncorrelated and of
                         unit variance, which P leaves to chance. Or they fill a part of the prior,
                         and samples come from all of it.
+    --batch-mix 0.25    E's batch of real images and its batch of fakes swap a quarter, for batch
+                        normalisation. Each alone, as in C, E cannot see, nor tell G, what all fakes
+                        have in common, as being too bright; as one batch E wins too easily.
     --init torch        For N(0, 0.02); and Adam at 5e-4 for E, 1e-3 for G, for RMSprop at 1e-4. E
                         and G still step at once, as in C.
     --average           Moving averages of all weights are what samples and encodes.
@@ -143,9 +146,21 @@ def decorrelation_loss(code):
     return (covariance - identity).square().sum() / len(covariance)
 
 
+def encode_mixed(encoder, real, fake, share):
+    """E(x) and E(G(z)) from two batches, one of real images and one of fakes, which swap a share.
+
+    It matters to batch normalisation alone. 0: each kind by itself; 0.5: as good as one batch.
+    """
+    swapped = round(share * len(real))
+    kept = len(real) - swapped
+    first = encoder(torch.cat([real[swapped:], fake[:swapped]]))
+    second = encoder(torch.cat([fake[swapped:], real[:swapped]]))
+    return torch.cat([second[kept:], first[:kept]]), torch.cat([first[kept:], second[:kept]])
+
+
 def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pearson", rho_weight=2.0,
-                  rho_generator=0.2, codes=0.5, decorrelation=0.3,
-                  autocast=contextlib.nullcontext()):
+                  rho_generator=0.2, codes=0.45, decorrelation=0.4,
+                  batch_mix=0.25, autocast=contextlib.nullcontext()):
     """One joint update of E (the discriminator) and G on images (N, C, H, W) in [0, 1].
 
     Returns detached scalars: loss_e, loss_g and, weighted as they were minimised, loss_latent, of
@@ -156,10 +171,10 @@ def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pears
     z = model.sample_latent(len(real))
     given = round(codes * len(real))
     with autocast:
-        real_code = model.encoder(real)
-        z[:given] = standardise(real_code[:given].detach())
+        if given > 1:                               # batch normalisation wants more than one
+            z[:given] = standardise(model.encoder(real[:given]).detach())
         fake = model.generator(z)                                               # in [-1, 1]
-        fake_code = model.encoder(fake)
+        real_code, fake_code = encode_mixed(model.encoder, real, fake, batch_mix)
     real_score = model.score(real_code)
     fake_score = model.score(fake_code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
@@ -286,8 +301,10 @@ class Config(common.RunConfig):
         choices=LATENT_LOSSES)
     gan_loss: str = common.option("qp", "the GAN", choices=GAN_LOSSES)
     truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
-    codes: float = common.option(0.5, "share of the latents that are codes of real images", high=1)
-    decorrelation: float = common.option(0.3, "weight of the decorrelation of real images' codes")
+    codes: float = common.option(0.45, "share of the latents that are codes of real images", high=1)
+    decorrelation: float = common.option(0.4, "weight of the decorrelation of real images' codes")
+    batch_mix: float = common.option(0.25, "share that E's batches of real images and fakes swap",
+                                     high=0.5)
     init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
                               choices=["torch", "normal"])
     optimizer: str = common.option("adam", "adam (betas 0.5 and 0.999) or rmsprop (alpha 0.99)",
@@ -298,8 +315,8 @@ class Config(common.RunConfig):
                                    high=0.99999)
 
     PAPER = {"epochs": 5, "width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
-             "truncation": 1.0, "codes": 0.0, "decorrelation": 0.0, "init": "normal",
-             "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4,
+             "truncation": 1.0, "codes": 0.0, "decorrelation": 0.0, "batch_mix": 0.0,
+             "init": "normal", "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4,
              "average": 0.0}
 
     def __post_init__(self):
@@ -380,7 +397,8 @@ def train(config):
     def step(real):
         losses = training_step(
             model, e_optimizer, g_optimizer, real, config.gan_loss, config.latent_loss,
-            config.rho_weight, config.rho_generator, config.codes, config.decorrelation, autocast)
+            config.rho_weight, config.rho_generator, config.codes, config.decorrelation,
+            config.batch_mix, autocast)
         average.update(model)
         return losses
 
