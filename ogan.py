@@ -159,8 +159,8 @@ def encode_mixed(encoder, real, fake, share):
 
 
 def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pearson", rho_weight=2.0,
-                  rho_generator=0.2, codes=0.45, decorrelation=0.4,
-                  batch_mix=0.25, autocast=contextlib.nullcontext()):
+                  rho_generator=0.2, codes=0.45, decorrelation=0.4, batch_mix=0.25,
+                  autocast=contextlib.nullcontext()):
     """One joint update of E (the discriminator) and G on images (N, C, H, W) in [0, 1].
 
     Returns detached scalars: loss_e, loss_g and, weighted as they were minimised, loss_latent, of
@@ -246,6 +246,10 @@ class OGAN(nn.Module):
         named = self.named_parameters()
         return [weight for name, weight in named if not name.startswith("generator.")]
 
+    def to_latent(self, code):
+        """The latents that E's codes (N, latent) stand for: N(E(x))."""
+        return standardise(code)
+
     def sample_latent(self, n, generator=None):
         """n latents from the prior N(0, I) on the model's device, by a torch.Generator if given."""
         like = next(self.parameters())
@@ -261,7 +265,7 @@ class OGAN(nn.Module):
 
     def encode(self, images):
         """N(E(x)) in eval mode: images (N, C, H, W), in [0, 1] or uint8, to latents (N, latent)."""
-        return standardise(common.evaluate(self, images, self))
+        return self.to_latent(common.evaluate(self, images, self))
 
     def reconstruct(self, images):
         """G(truncation N(E(x))), images (N, C, H, W) in [0, 1], of images in [0, 1] or uint8."""
@@ -271,7 +275,7 @@ class OGAN(nn.Module):
         """Frames (steps, C, H, W) between the reconstructions of two images (C, H, W)."""
         start, end = self.encode(torch.stack([a, b]))
         t = torch.linspace(0, 1, steps, device=start.device)[:, None]
-        return self.decode(self.truncation * standardise(start + t * (end - start)))
+        return self.decode(self.truncation * self.to_latent(start + t * (end - start)))
 
     def save(self, path, **optimizers):
         """Write weights and options, and optimisers by name (e=..., g=...) if any, for `load`."""
@@ -345,7 +349,7 @@ def scores(model, data, samples=10_000, judge=None):
     for part in data.test_images.split(common.batch_for(model.shape)):
         images = part.float() / 255
         codes.append(common.evaluate(model, images, model))        # E(x)
-        again = model.decode(model.truncation * standardise(codes[-1]))
+        again = model.decode(model.truncation * model.to_latent(codes[-1]))
         errors.append((again - images).square().sum())
         of_mean.append((mean_image - images).square().sum())
         if judge is not None and judge.task == "classes":
@@ -357,8 +361,8 @@ def scores(model, data, samples=10_000, judge=None):
         result |= judge.scores(data, features)
     if same:
         result["agreement"] = float(torch.cat(same).float().mean())
-        result |= common.encoding_scores(model.encode(data.images), data.labels, standardise(codes),
-                                         data.test_labels)
+        result |= common.encoding_scores(model.encode(data.images), data.labels,
+                                         model.to_latent(codes), data.test_labels)
     return result
 
 

@@ -540,7 +540,7 @@ def test_ogan_step_gives_each_player_its_own_gradient():
         distance = ((2 * real - 1 - fake.detach()) ** 2).mean((1, 2, 3))
 
         def passes(fake, z=z, model=model, options=options, weight=weight):
-            """Scores of real and fake, and the weighted latent loss."""
+            """Scores of real and fake, and the weighted latent and decorrelation losses."""
             images = torch.cat([2 * real - 1, fake])
             with_real = torch.arange(32) < 16      # which of them share a batch
             if options["batch_mix"]:
@@ -2320,8 +2320,7 @@ FLAGS = {   # every flag of both methods at a value of its own
         "--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network",
         "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
         "--lr-generator 0.002", "--average 0", "--average 0.2", "--codes 0", "--decorrelation 0",
-        "--batch-mix 0",
-        "--init normal", "--optimizer rmsprop", *GANS],
+        "--batch-mix 0", "--init normal", "--optimizer rmsprop", *GANS],
 }
 
 

@@ -374,15 +374,18 @@ def plot(path, score):
     every = [value for runs in lines.values() for values in runs for value in values]
     low, high = min(every + [0.0]), max(every)
 
+    def height(value):
+        return 220 - 190 * (value - low) / (high - low or 1)
+
     def points(values):
         x = [60 + 400 * i / max(1, len(values) - 1) for i in range(len(values))]
-        y = [220 - 190 * (value - low) / (high - low or 1) for value in values]
+        y = [height(value) for value in values]
         return " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y))
 
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 260" font-size="13" '
              'font-family="sans-serif"><rect width="640" height="260" fill="white"/>']
     for value in (low, (low + high) / 2, high):
-        y = 220 - 190 * (value - low) / (high - low or 1)
+        y = height(value)
         parts.append(f'<text x="50" y="{y + 4:.0f}" text-anchor="end">{value:.2g}</text>')
         parts.append(f'<path d="M60 {y:.0f}H460" stroke="#ddd"/>')
     epochs = max(len(values) for runs in lines.values() for values in runs)
