@@ -301,7 +301,7 @@ def save_model(model, method, path, **optimizers):
 
 
 def load_model(cls, method, path, device="cpu"):
-    """The model in a file of `save_model` or in a run folder (its average), in eval mode.
+    """The model in a file of `save_model`, or a run folder's average, as float32 in eval mode.
 
     torch's random state stays as it was. Errors: InputError if the file is none of this method's,
     is damaged, or does not fit this code.
@@ -312,7 +312,7 @@ def load_model(cls, method, path, device="cpu"):
         with torch.device("meta"):                    # no initial weights, so no random numbers
             model = cls(**state["options"])
         model.load_state_dict(state.get("average") or state["model"], assign=True)
-    return model.to(device).eval()
+    return model.to(device).float().eval()
 
 
 # ---------------------------------------------------------------- data sets

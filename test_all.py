@@ -1487,6 +1487,12 @@ def test_saved_models_load():
             again.load_state_dict(torch.load("with.pt", weights_only=True)["optimizers"]["d"])
             assert equal(again.state_dict()["state"], optimizer.state_dict()["state"])
             assert not equal(type(model).load("plain.pt").state_dict(), model.state_dict())
+            expected = codes_of(model, images)
+            model.half().save("half.pt")
+            half = type(model).load("half.pt")
+            assert all(p.dtype == torch.float32 for p in half.parameters())
+            assert torch.allclose(codes_of(half, images), expected, atol=0.02)
+            assert os.path.getsize("half.pt") < os.path.getsize("plain.pt") * 0.7
         refused(lambda: infogan.InfoGAN.load("plain.pt"), "no checkpoint of infogan.py")
         refused(lambda: model.save("no/such/folder.pt"), "no/such/folder.pt cannot be written")
 
@@ -2692,13 +2698,36 @@ def test_python_in_the_readme_runs():
     assert len(blocks) >= 3
     with folder():
         small_data(labels=False, path="mine.pt")
-        small_data()
+        Path("results").mkdir()
         for method in METHODS:
-            run(method, "--out", f"runs/{method}-1")
+            shutil.copy(HERE / "results" / f"{method}.pt", "results")
         for number, block in enumerate(blocks):
             code = compile(block, f"README.md, Python block {number + 1}", "exec")
             if "PIL" not in block:
                 exec(code, {"__name__": "__main__"})
+
+
+def test_trained_models_read_what_they_generate():
+    """The ones in results/: a category, slant and width, and an image's latent come back; and O-GAN
+    rebuilds digits of InfoGAN's, of the same kind as far as InfoGAN's Q can tell."""
+    info = infogan.InfoGAN.load(HERE / "results" / "infogan.pt")
+    o = ogan.OGAN.load(HERE / "results" / "ogan.pt")
+    generator = torch.Generator().manual_seed(0)
+    latent = info.sample_latent(500, generator=generator)
+    images = info.decode(latent)
+    codes = info.encode(images)
+    target = info.split_latent(latent)
+    kinds = codes.categorical[0].argmax(1)
+    assert (kinds == target.categorical[0].argmax(1)).float().mean() > 0.98
+    for j in range(2):
+        pair = torch.stack([codes.mean[:, j], target.continuous[:, j]])
+        assert torch.corrcoef(pair)[0, 1] > 0.9
+    again = info.encode(o.reconstruct(images)).categorical[0].argmax(1)
+    assert (kinds == again).float().mean() > 0.9
+    z = torch.randn(500, o.latent, generator=generator)
+    pairs = torch.stack([z, o.encode(o.decode(z))], 1)                         # (500, 2, latent)
+    rho = [float(torch.corrcoef(pair)[0, 1]) for pair in pairs]
+    assert sum(rho) / len(rho) > 0.75
 
 
 def test_both_methods_work_inside_a_package():
