@@ -283,11 +283,7 @@ class InfoGAN(nn.Module):
         images = common.prepare(images, self)
         features = self.trunk(images)                                           # (N, 16 width)
         logit = self.d_head(features)                                           # (N,)
-        if self.q_trunk is not None:
-            features = self.q_trunk(images)
-        elif detach_trunk:
-            features = features.detach()
-        return logit, self._codes(self._read(features))
+        return logit, self._codes(self._q(images, detach_trunk, features))
 
     def discriminate(self, images):
         """D: images (N, C, H, W) to real-or-fake logits (N,).
@@ -302,15 +298,14 @@ class InfoGAN(nn.Module):
         """Q(c|x) alone: images (N, C, H, W) to Codes."""
         return self._codes(self._q(images, detach_trunk))
 
-    def _q(self, images, detach_trunk=False):
+    def _q(self, images, detach_trunk=False, features=None):
+        """Q's output (N, sum of category sizes + 2 continuous); features are D's, if at hand."""
         images = common.prepare(images, self)
         if self.q_trunk is not None:
-            return self._read(self.q_trunk(images))
-        features = self.trunk(images)
-        return self._read(features.detach() if detach_trunk else features)
-
-    def _read(self, features):
-        """Q's output (N, sum of category sizes + 2 continuous) for features (N, 16 width)."""
+            features = self.q_trunk(images)
+        else:
+            features = self.trunk(images) if features is None else features
+            features = features.detach() if detach_trunk else features
         return torch.cat([head(features) for head in self.q_heads], 1)
 
     def _codes(self, output):
