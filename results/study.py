@@ -241,6 +241,8 @@ def study(path, flags=()):
     for arm, scores in record.get("summary", {}).items():
         print(arm)
         for name, (n, mean, deviation, least, most) in scores.items():
+            if name.startswith("history."):
+                continue
             print(f"    {name}: {mean:.4g} +- {deviation:.2g} (n {n}, {least:.4g} to {most:.4g})")
 
 
