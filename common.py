@@ -312,7 +312,7 @@ def load_model(cls, method, path, device="cpu"):
         with torch.device("meta"):                    # no initial weights, so no random numbers
             model = cls(**state["options"])
         model.load_state_dict(state.get("average") or state["model"], assign=True)
-    return model.to(device).float().eval()
+    return model.to(device, torch.float32).eval()
 
 
 # ---------------------------------------------------------------- data sets

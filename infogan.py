@@ -296,16 +296,18 @@ class InfoGAN(nn.Module):
 
     def posterior(self, images, detach_trunk=False):
         """Q(c|x) alone: images (N, C, H, W) to Codes."""
-        return self._codes(self._q(images, detach_trunk))
+        return self._codes(self._q(common.prepare(images, self), detach_trunk))
 
     def _q(self, images, detach_trunk=False, features=None):
-        """Q's output (N, sum of category sizes + 2 continuous); features are D's, if at hand."""
-        images = common.prepare(images, self)
+        """Q's output (N, sum of category sizes + 2 continuous) for images that `prepare` made;
+        features are D's of them, if at hand."""
         if self.q_trunk is not None:
             features = self.q_trunk(images)
         else:
-            features = self.trunk(images) if features is None else features
-            features = features.detach() if detach_trunk else features
+            if features is None:
+                features = self.trunk(images)
+            if detach_trunk:
+                features = features.detach()
         return torch.cat([head(features) for head in self.q_heads], 1)
 
     def _codes(self, output):
@@ -390,7 +392,7 @@ class InfoGAN(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """The model in a run folder or a saved file, in eval mode; InputError if there is none."""
+        """The model in a run folder or saved file, float32 in eval mode; InputError if none."""
         return common.load_model(cls, "infogan", path, device)
 
 

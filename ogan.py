@@ -283,7 +283,7 @@ class OGAN(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu"):
-        """The model in a run folder or a saved file, in eval mode; InputError if there is none."""
+        """The model in a run folder or saved file, float32 in eval mode; InputError if none."""
         return common.load_model(cls, "ogan", path, device)
 
 
