@@ -809,11 +809,20 @@ def test_measured_strokes_follow_the_drawn_factors():
             some = (labels == digit).nonzero().flatten()[:200]
             correlation = study.rank_correlation(found[name][some], factors[factor][some])
             assert correlation > 0.9, (name, digit)
+    for digit in (0, 2, 9):                            # loops and bends; a one has no breadth
+        some = (labels == digit).nonzero().flatten()[:200]
+        breadth = found["breadth"][some]
+        drawn = factors["aspect"][some] * factors["size"][some]
+        assert study.rank_correlation(breadth, drawn) > 0.8, digit
+        assert study.rank_correlation(breadth, factors["slant"][some]).abs() < 0.25, digit
     bar = torch.zeros(1, 1, 28, 28)
     bar[..., 4:24, 10:14] = 1
     found = study.measure_strokes(bar)
     assert abs(float(found["width"]) - 2 * 80 / 48) < 0.1
     assert abs(float(found["slant"])) < 1e-6
+    assert abs(float(found["breadth"]) - math.sqrt(15 / 12)) < 1e-5     # of 4 pixels side by side
+    lean = torch.stack([bar[:, :, row].roll(-row // 4, -1) for row in range(28)], 2)
+    assert abs(float(study.measure_strokes(lean)["breadth"] - found["breadth"])) < 0.05
 
 
 def test_measures_of_a_run_folder():

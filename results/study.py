@@ -100,7 +100,7 @@ def judges(folders):
 
 
 def effect(model, latent, j, test_images):
-    """What continuous code j does to slant and stroke width: latents (N, .) are decoded with it at
+    """What continuous code j does to `measure_strokes`: latents (N, .) are decoded with it at
     9 values over twice its range.
 
     For each measure, [rank correlation of code and measure over one latent's 9 images, mean over
@@ -122,7 +122,7 @@ def effect(model, latent, j, test_images):
 
 
 def carried(model, latent, samples):
-    """The fraction of the variance of slant and of stroke width over `samples` that each code of
+    """The fraction of the variance of each of `measure_strokes` over `samples` that each code of
     their latents accounts for: the correlation ratio. A continuous code counts as ten categories,
     tenths of its range."""
     target = model.split_latent(latent)
@@ -138,12 +138,13 @@ def carried(model, latent, samples):
 
 
 def measure_strokes(images):
-    """Slant and stroke width of bright strokes on black, each (N,), of images (N, C, H, W) in [0,
-    1].
+    """Slant, stroke width and breadth of bright strokes on black, each (N,), of images (N, C, H, W)
+    in [0, 1].
 
     Slant is minus the covariance of x and y over the variance of y, as a mass distribution (y
     points down, so a lean to the right is positive). Width, in pixels, is twice the area over the
-    perimeter, the perimeter being the total variation.
+    perimeter, the perimeter being the total variation. Breadth, in pixels, is the deviation of x
+    about the leaning axis: a digit's own, whatever its slant.
     """
     ink = images.mean(1)                                                        # (N, H, W)
     mass = ink.sum((1, 2)).clamp(min=1e-6)
@@ -154,10 +155,12 @@ def measure_strokes(images):
     dy = y - mean_y[:, None]                                                    # (N, H)
     covariance = torch.einsum("nhw,nh,nw->n", ink, dy, dx)
     variance = torch.einsum("nhw,nh->n", ink, dy**2).clamp(min=1e-6)
+    about_axis = torch.einsum("nhw,nw->n", ink, dx**2) - covariance**2 / variance
     padded = F.pad(ink, (1, 1, 1, 1))
     corner, left, above = padded[:, 1:, 1:], padded[:, 1:, :-1], padded[:, :-1, 1:]
     edge = ((corner - left) ** 2 + (corner - above) ** 2).sqrt().sum((1, 2))
-    return {"slant": -covariance / variance, "width": 2 * mass / edge.clamp(min=1e-6)}
+    return {"slant": -covariance / variance, "width": 2 * mass / edge.clamp(min=1e-6),
+            "breadth": (about_axis.clamp(min=0) / mass).sqrt()}
 
 
 def rank_correlation(a, b):
