@@ -1,14 +1,17 @@
 """common.py: what infogan.py and ogan.py share, and nothing about either paper.
 
-In this order: network blocks, data sets, drawn digits, scores, pictures and page, options and
-device, the run. Images are float tensors (N, C, H, W) in [0, 1] unless uint8 is said.
+In this order: network blocks, the models' base, data sets, drawn digits, scores, pictures and
+page, options, device, files, several processes, the run. Images are float tensors (N, C, H, W) in
+[0, 1] unless uint8 is said.
 """
 
 import argparse
+import atexit
 import base64
 import contextlib
 import copy
 import ctypes
+import difflib
 import gzip
 import hashlib
 import html
@@ -20,11 +23,9 @@ import os
 import platform
 import re
 import secrets
-import signal
 import socket
 import struct
 import sys
-import tempfile
 import time
 import warnings
 import zipfile
@@ -40,9 +41,13 @@ no_word_on_numpy = warnings.filters[0]
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 warnings.filters.remove(no_word_on_numpy)
+
+__all__ = ["Captured", "Data", "InputError", "Judge", "MovingAverage", "Run", "autocast",
+           "clustering_scores", "draw_digits", "frechet_distance", "load_data", "optimizer",
+           "save_grid"]
 
 
 class InputError(ValueError):
@@ -124,18 +129,19 @@ def initialise(module):
             nn.init.zeros_(module.bias)
 
 
-class MovingAverage:
+class MovingAverage(nn.Module):
     """A moving average of a model's weights and statistics: `average.model` samples and encodes.
 
-    At update n it keeps min(decay, (1 + n) / (10 + n)) of itself, so it spans the last tenth of a
-    young model's updates and 1 / (1 - decay) of an old one's. With decay 0 it is the model itself.
-    torch.optim.swa_utils.AveragedModel asks on the CPU whether an update is the first; this one
-    counts on the device, so that a CUDA graph can replay it.
+    At update n it keeps min(decay, (1 + n) / (10 + n)) of itself, as TensorFlow's does, so it spans
+    the last tenth of a young model's updates and 1 / (1 - decay) of an old one's. With decay 0 it
+    is the model itself. torch.optim.swa_utils.AveragedModel asks on the CPU whether an update is
+    the first; this one counts on the device, so that a CUDA graph can replay it.
     """
 
     def __init__(self, model, decay):
+        super().__init__()
         self.decay = decay
-        self.updates = torch.zeros((), device=next(model.parameters()).device)
+        self.register_buffer("updates", torch.zeros((), device=model.device))
         self.model = copy.deepcopy(model).requires_grad_(False).eval() if decay else model
 
     @torch.no_grad()
@@ -153,73 +159,11 @@ class MovingAverage:
                 mean.copy_(latest[name])
 
 
-def warp(images, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14):
-    """Each image (N, C, H, W) under its own small affine map, drawn uniformly from +- each bound.
+# ---------------------------------------------------------------- the models' base
 
-    rotation is in radians; the scale of either axis, and the shear, are fractions; shift is a
-    fraction of the image's size (1/14 is 2 of 28 pixels). Beyond the image its edge goes on.
-    """
-    def uniform(bound):
-        return (torch.rand(len(images), device=images.device) * 2 - 1) * bound
-
-    angle = uniform(rotation)
-    wide = 1 + uniform(scale)
-    high = 1 + uniform(scale)
-    lean = uniform(shear)
-    right = uniform(2 * shift)                                      # in units of half the image
-    down = uniform(2 * shift)
-    cos, sin = angle.cos(), angle.sin()
-    row_x = torch.stack([wide * cos, wide * (lean * cos - sin), right], 1)
-    row_y = torch.stack([high * sin, high * (lean * sin + cos), down], 1)
-    theta = torch.stack([row_x, row_y], 1).to(images.dtype)         # (N, 2, 3)
-    grid = F.affine_grid(theta, images.shape, align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
-def neighbours(images, count=5, among=6000, components=50):
-    """For each image (N, C, H, W) the `count` nearest of up to `among` random ones: indices (N, .).
-
-    Near by squared distance in the first principal components of the pixels; images of more than 28
-    pixels are averaged down to that. An image that is among them is a neighbour of its own.
-    """
-    def pixels(part):
-        h, w = part.shape[2:]
-        return F.adaptive_avg_pool2d(part, (min(h, 28), min(w, 28))).flatten(1)
-
-    chosen = torch.randperm(len(images), device=images.device)[:among]
-    some = in_batches(pixels, images[chosen])
-    mean = some.mean(0)
-    axes = torch.pca_lowrank(some, min(components, *some.shape))[2]             # (pixels, .)
-    some = (some - mean) @ axes
-    places = in_batches(lambda part: (pixels(part) - mean) @ axes, images)      # (N, components)
-    half_squares = some.square().sum(1) / 2
-    count = min(count, len(chosen))
-    found = torch.empty(len(images), count, dtype=torch.int64, device=images.device)
-    for part, place in zip(found.split(500), places.split(500)):
-        likeness = place @ some.T - half_squares
-        part.copy_(chosen[likeness.topk(count, sorted=False).indices])
-    return found
-
-
-def check_images(images, model):
-    """InputError unless images are uint8 or floats and (N, *model.shape): strided convolutions may
-    well take other sizes."""
-    what = type(images).__name__
-    if torch.is_tensor(images):
-        what = f"{images.dtype} {tuple(images.shape)}"
-        known_type = images.dtype == torch.uint8 or images.is_floating_point()
-        if known_type and images.shape[1:] == model.shape:
-            return
-    raise InputError(f"images are {what}; expected a tensor, uint8 or float, of shape (N, "
-                     f"{', '.join(map(str, model.shape))})")
-
-
-def prepare(images, model):
-    """Images that pass `check_images`, uint8 or in [0, 1], as floats of the model's type and
-    device."""
-    check_images(images, model)
-    floats = images.to(next(model.parameters()))
-    return floats / 255 if images.dtype == torch.uint8 else floats
+def floats(images):
+    """uint8 images as floats in [0, 1]; floats as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 @contextlib.contextmanager
@@ -242,77 +186,109 @@ def batch_for(shape):
 
 def in_batches(function, tensor, size=None):
     """function over slices of `size` rows, concatenated; uint8 arrives as float in [0, 1]."""
-    outputs = []
-    for part in tensor.split(size or batch_for(tensor.shape[1:])):
-        outputs.append(function(part.float() / 255 if part.dtype == torch.uint8 else part))
-    return torch.cat(outputs)
+    parts = tensor.split(size or batch_for(tensor.shape[1:]))
+    return torch.cat([function(floats(part)) for part in parts])
 
 
-def generate(model, latent):
-    """model.generator(latent), (N, latent variables) to (N, C, H, W), in batches and eval mode.
+class Model(nn.Module):
+    """The base of both methods' models: images are checked at the border, many are taken a few at a
+    time, files are written and read. A subclass has a METHOD, a `generator` and its options."""
+    METHOD = ""
 
-    Errors: InputError for latents of another size.
-    """
-    size = model.generator[0].in_features
-    if not torch.is_tensor(latent) or latent.ndim != 2 or latent.shape[1] != size:
-        what = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
-        raise InputError(f"latents are {what}; expected a tensor of shape (N, {size})")
-    with evaluating(model):
-        latent = latent.to(next(model.parameters()))
-        return in_batches(model.generator, latent, batch_for(model.shape))
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options                        # the constructor's arguments, for `save`
+        self.shape = options["shape"]
 
+    @property
+    def device(self):
+        return next(self.parameters()).device
 
-def evaluate(function, images, model):
-    """function over images (N, C, H, W), uint8 or in [0, 1], in batches and the model's eval mode.
+    def seeded(self, seed):
+        """A torch.Generator of that seed on the model's device."""
+        return torch.Generator(self.device).manual_seed(seed)
 
-    Floats a rounding error outside [0, 1], as resizing gives, are clamped. Errors: InputError for
-    floats further out, and as `check_images`.
-    """
-    def in_range(part):
-        part = prepare(part, model)
-        if part.numel() and not (part.min() >= -1e-3 and part.max() <= 1 + 1e-3):
-            raise InputError(f"images go from {part.min():g} to {part.max():g}; expected floats in "
-                             "[0, 1], or uint8")
-        return function(part.clamp(0, 1))
+    def g_parameters(self) -> list[nn.Parameter]:
+        """The weights of G, for its optimiser."""
+        return list(self.generator.parameters())
 
-    check_images(images, model)
-    with evaluating(model):
-        return in_batches(in_range, images)
+    def other_parameters(self):
+        """The weights of all but G, for the other optimiser."""
+        named = self.named_parameters()
+        return [weight for name, weight in named if not name.startswith("generator.")]
 
+    def check(self, images):
+        """InputError unless images are uint8 or floats and (N, *shape): strided convolutions may
+        well take other sizes."""
+        what = type(images).__name__
+        if torch.is_tensor(images):
+            what = f"{images.dtype} {tuple(images.shape)}"
+            known_type = images.dtype == torch.uint8 or images.is_floating_point()
+            if known_type and images.shape[1:] == self.shape:
+                return
+        raise InputError(f"images are {what}; expected a tensor, uint8 or float, of shape (N, "
+                         f"{', '.join(map(str, self.shape))})")
 
-def evaluate_samples(function, latent, model, judge=None):
-    """function, and `judge.features` if there is a judge (else None), over the images that the
-    model decodes from latents (N, .); a few at a time, none is kept."""
-    outputs, features = [], []
-    for part in latent.split(batch_for(model.shape)):
-        images = model.decode(part)
-        outputs.append(evaluate(function, images, model))
-        if judge is not None:
-            features.append(judge.features(images))
-    return torch.cat(outputs), torch.cat(features) if features else None
+    def floats(self, images):
+        """Images that pass `check` as floats of the model's type, on its device."""
+        self.check(images)
+        return floats(images).to(next(self.parameters()))
 
+    def evaluate(self, function, images):
+        """function over images that pass `check`, a few at a time, in eval mode.
 
-def save_model(model, method, path, **optimizers):
-    """Write a model, and optimisers by name, for `load_model`; InputError if it cannot be
-    written."""
-    states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-    write_file(path, saved_bytes({"method": method, "options": model.options,
-                                  "model": model.state_dict(), "optimizers": states}))
+        Floats a rounding error outside [0, 1], as resizing gives, are clamped. Errors: InputError
+        for floats further out.
+        """
+        def in_range(part):
+            part = part.to(next(self.parameters()))
+            if part.numel() and not (part.min() >= -1e-3 and part.max() <= 1 + 1e-3):
+                raise InputError(f"images go from {part.min():g} to {part.max():g}; expected "
+                                 "floats in [0, 1], or uint8")
+            return function(part.clamp(0, 1))
 
+        self.check(images)
+        with evaluating(self):
+            return in_batches(in_range, images)
 
-def load_model(cls, method, path, device="cpu"):
-    """The model in a file of `save_model`, or a run folder's average, as float32 in eval mode.
+    def generate(self, latent):
+        """G in eval mode, (N, latent variables) to (N, C, H, W); InputError for another size."""
+        size = self.generator[0].in_features
+        if not torch.is_tensor(latent) or latent.ndim != 2 or latent.shape[1] != size:
+            what = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
+            raise InputError(f"latents are {what}; expected a tensor of shape (N, {size})")
+        with evaluating(self):
+            latent = latent.to(next(self.parameters()))
+            return in_batches(self.generator, latent, batch_for(self.shape))
 
-    torch's random state stays as it was. Errors: InputError if the file is none of this method's,
-    is damaged, or does not fit this code.
-    """
-    device = pick_device(device)
-    state = read_checkpoint(path, method)
-    with fitting(path, method):
-        with torch.device("meta"):                    # no initial weights, so no random numbers
-            model = cls(**state["options"])
-        model.load_state_dict(state.get("average") or state["model"], assign=True)
-    return model.to(device, torch.float32).eval()
+    def save(self, path: str | Path, **optimizers: torch.optim.Optimizer) -> None:
+        """Write weights and options, and optimisers by name (d=.., g=..) if any, for `load`.
+
+        Errors: InputError if it cannot be written.
+        """
+        states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+        write_file(path, saved_bytes({"method": self.METHOD, "options": self.options,
+                                      "model": self.state_dict(), "optimizers": states}))
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu"):
+        """The model in a saved file, or a run folder's moving average, as float32 in eval mode.
+
+        torch's random state stays as it was. Errors: InputError if the file is none of this
+        method's, is damaged, or does not fit this code.
+        """
+        device = pick_device(device)
+        state = read_checkpoint(path, cls.METHOD)
+        with fitting(path, cls.METHOD):
+            weights = state.get("model")
+            if weights is None:                       # a run's: the average stands among its parts
+                average = state["parts"]["average"]
+                weights = {name.removeprefix("model."): value for name, value in average.items()}
+                del weights["updates"]
+            with torch.device("meta"):                # no initial weights, so no random numbers
+                model = cls(**state["options"])
+            model.load_state_dict(weights, assign=True)
+        return model.to(device, torch.float32).eval()
 
 
 # ---------------------------------------------------------------- data sets
@@ -344,18 +320,30 @@ class Data:
     """A data set: images uint8 (N, C, H, W), labels int64 (N,) or None; `test_factors` are what the
     test images were drawn with, name -> (N,), where that is known."""
     name: str
-    images: torch.Tensor
-    labels: torch.Tensor | None
-    test_images: torch.Tensor
-    test_labels: torch.Tensor | None
+    images: Tensor
+    labels: Tensor | None
+    test_images: Tensor
+    test_labels: Tensor | None
     test_factors: dict | None = None
 
     @property
     def shape(self):
         return tuple(self.images.shape[1:])
 
+    def limit(self, n):
+        """Keep n random training images, the same each time; all where there are fewer."""
+        chosen = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))[:n]
+        self.images = self.images[chosen]
+        self.labels = None if self.labels is None else self.labels[chosen]
 
-def load_data(name, root="data"):
+    def to(self, device):
+        """Move every image and label to that device."""
+        for key in ("images", "labels", "test_images", "test_labels"):
+            if getattr(self, key) is not None:
+                setattr(self, key, getattr(self, key).to(device))
+
+
+def load_data(name: str, root: str | Path = "data") -> Data:
     """Data named `mnist`, `fashion`, `digits`, a FILE.pt or a folder of four IDX files; `auto` is
     mnist, else digits.
 
@@ -369,45 +357,58 @@ def load_data(name, root="data"):
             print(f"WARNING: no MNIST ({error}); going on with DRAWN DIGITS instead (--data "
                   "digits)", file=sys.stderr, flush=True)
             name = "digits"
-    if name in SOURCES:
-        paths = find_or_download(name, Path(root).expanduser())
-        train, train_labels, test, test_labels = map(read_idx, paths)
-        return Data(name, train[:, None], train_labels.long(), test[:, None], test_labels.long())
     if name == "digits":
         images, labels, factors = draw_digits(70_000)
         n = 60_000
         test_factors = {key: values[n:] for key, values in factors.items()}
         return Data(name, images[:n], labels[:n], images[n:], labels[n:], test_factors)
     path = Path(name).expanduser()
+    if name in SOURCES:
+        return own_data(name, *find_or_download(name, Path(root).expanduser()))
     if path.is_dir():
-        return load_folder(path)
+        return own_data(name, *read_folder(path))
     if name.endswith(".pt"):
-        return load_file(path)
+        return own_data(name, *read_file(path))
     raise InputError(f"--data {name!r} is unknown; expected auto, mnist, fashion, digits, FILE.pt "
                      "or a folder of four IDX files")
 
 
+def named(pattern, *folders):
+    """The files in these folders whose names match."""
+    files = [file for place in folders if place.is_dir() for file in sorted(place.iterdir())]
+    return [file for file in files if re.fullmatch(pattern, file.name)]
+
+
 def find_or_download(name, root):
-    """The four IDX files of `name` as paths; what has no genuine copy in root goes to root/name.
+    """The four IDX files of `name` as tensors; what has no genuine copy in root goes to root/name.
 
     A file that has the right name and other contents, as KMNIST's or EMNIST's, is named on stderr.
     """
     mirrors, folder, checksums = SOURCES[name]
-    lying = []
-    for place in (root, root / name, root / folder, root / "raw", root / Path(folder).parent):
-        if place.is_dir():
-            lying += sorted(place.iterdir())
-    paths = []
+    places = (root, root / name, root / folder, root / "raw", root / Path(folder).parent)
     for file, pattern, checksum in zip(IDX_FILES, IDX_NAMES, checksums):
-        named = [path for path in lying if re.fullmatch(pattern, path.name)]
-        found = next((path for path in named if genuine(path, checksum)), None)
+        lying = named(pattern, *places)
+        found = next((path for path in lying if genuine(path, checksum)), None)
         if found is None:
-            for path in named:
+            for path in lying:
                 print(f"{path}: not {name}'s {file}, whatever its name; fetching that (if it is "
                       "what you want: --data FOLDER)", file=sys.stderr, flush=True)
             found = download(file, mirrors, checksum, root / name)
-        paths.append(found)
-    return paths
+        yield read_idx(found)
+
+
+def read_folder(folder):
+    """The four IDX files of a data set in MNIST's layout that is not MNIST, as tensors."""
+    found = [named(pattern, folder) for pattern in IDX_NAMES]
+    if not found[0]:
+        raise InputError(f"--data {folder} is a folder; pack its pictures into a FILE.pt by the "
+                         "few lines in README.md, Your own images (torch reads no pictures)")
+    for file, paths in zip(IDX_FILES, found):
+        if len(paths) != 1:
+            names = ", ".join(path.name for path in paths) or "none"
+            raise InputError(f"--data {folder}: expected one file each of the four; of the kind "
+                             f"of {file} there is {names}")
+    return [read_idx(path) for path, in found]
 
 
 def genuine(path, checksum):
@@ -431,35 +432,25 @@ def download(file, mirrors, checksum, folder):
 
     Errors: InputError that names every URL tried.
     """
+    part = folder / f"{file}.{secrets.token_hex(4)}.part"
     tried = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
-            path = Path(temporary, file)
-            for mirror in mirrors:
-                try:
-                    fetch(mirror + file, path)
-                except Exception as error:            # refused, no such host, 404, silence, ..
-                    tried.append(f"{mirror + file}: {error}")
-                    continue
-                if genuine(path, checksum):
-                    os.replace(path, folder / file)
-                    return folder / file
-                tried.append(f"{mirror + file}: wrong checksum, {path.stat().st_size} bytes")
-    except OSError as error:
-        tried.append(f"{folder}: {error}")
+    for mirror in mirrors:
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(MIRROR_TIMEOUT)      # torch alone waits for a silent server for ever
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(mirror + file, str(part), progress=sys.stderr.isatty())
+            if genuine(part, checksum):
+                os.replace(part, folder / file)
+                return folder / file
+            tried.append(f"{mirror + file}: wrong checksum, {part.stat().st_size} bytes")
+            part.unlink()
+        except Exception as error:                    # refused, no such host, 404, silence, ..
+            tried.append(f"{mirror + file}: {error}")
+        finally:
+            socket.setdefaulttimeout(before)
     raise InputError(f"could not get {file} (tried {'; '.join(tried)}); put the four .gz files "
                      f"into {folder} by hand, or take --data digits")
-
-
-def fetch(url, path):
-    """torch.hub's download of url to path; alone it would wait for a silent server for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(MIRROR_TIMEOUT)
-    try:
-        torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def read_idx(path):
@@ -476,29 +467,8 @@ def read_idx(path):
         raise InputError(f"{path} is no IDX file of unsigned bytes, as MNIST's are") from None
 
 
-def load_folder(path):
-    """A data set in MNIST's layout that is not MNIST: a folder with four IDX files."""
-    found = []
-    for pattern in IDX_NAMES:
-        matches = [file for file in sorted(path.iterdir()) if re.fullmatch(pattern, file.name)]
-        if not found and not matches:
-            raise InputError(f"--data {path} is a folder; pack its pictures into a FILE.pt by the "
-                             "few lines in README.md, Your own images (torch reads no pictures)")
-        if len(matches) != 1:
-            names = ", ".join(file.name for file in matches) or "none"
-            raise InputError(f"--data {path}: of the four IDX files one each is expected; for "
-                             f"{pattern} there is {names}")
-        found.append(read_idx(matches[0]))
-    train, train_labels, test, test_labels = found
-    return own_data(path, train, train_labels, test, test_labels)
-
-
-def load_file(path):
-    """A user's own images: a dict saved by torch with `images` and optionally `labels`,
-    `test_images`, `test_labels`; see `own_images` and `own_labels` for what they may be.
-
-    Errors: InputError that says what was found and what was expected.
-    """
+def read_file(path):
+    """What a user's dict of tensors, saved by torch, holds: images, labels, test images, labels."""
     try:
         content = safe_load(path)
     except FileNotFoundError:
@@ -509,11 +479,10 @@ def load_file(path):
     if not isinstance(content, dict) or "images" not in content:
         raise InputError(f"--data {path} holds no `images`; expected a dict with `images`, (N, C, "
                          "H, W)")
-    keys = ("images", "labels", "test_images", "test_labels")
-    return own_data(path, *(content.get(key) for key in keys))
+    return [content.get(key) for key in ("images", "labels", "test_images", "test_labels")]
 
 
-def own_data(path, images, labels, test, test_labels):
+def own_data(path, images, labels=None, test=None, test_labels=None):
     """The Data of a user's images. Without test images a random tenth is held out, the same each
     time; under twenty images serve both ends."""
     images = own_images(path, "images", images)
@@ -535,53 +504,41 @@ def own_data(path, images, labels, test, test_labels):
         test, images = images[held_out], images[rest]
         if labels is not None:
             test_labels, labels = labels[held_out], labels[rest]
-    if labels is not None and len(test_labels.unique()) == 1:
+    if labels is None:
+        print(f"{path} has no labels: the scores that need them are left out")
+    elif len(test_labels.unique()) == 1:
         print(f"{path}: all test images are of one class, so accuracy, NMI and ARI say nothing")
-    return Data(path.name, images, labels, test, test_labels)
+    return Data(Path(path).name, images, labels, test, test_labels)
 
 
 def own_images(path, key, images):
     """`images` as uint8 (N, C, H, W), where it is certain what is meant: whole numbers from 0 to
     255, floats from 0 to 1, booleans; one channel left out, or one to three channels last."""
-    def refuse(what, advice):
-        raise InputError(f"--data {path}: `{key}` {what}; {advice}")
-
-    if not torch.is_tensor(images):
-        refuse(f"is {type(images).__name__}", "expected a tensor (N, C, H, W)")
-    kind = f"{images.dtype} {tuple(images.shape)}"
-    if images.layout != torch.strided or images.is_complex() or not images.numel():
-        refuse(f"is {kind}", "expected uint8 or floats from 0 to 1, (N, C, H, W)")
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.ndim != 4:
-        refuse(f"is {kind}", "expected (N, C, H, W)")
-    elif images.shape[1] > 4 and images.shape[3] <= 4:              # nothing is so narrow
-        if images.shape[3] == 4:
-            refuse(f"is {kind}", "channels last? images.permute(0, 3, 1, 2)")
-        images = images.permute(0, 3, 1, 2)
-    if len(images) < 2:
-        refuse("holds one image", "expected 2 or more, for batch normalisation to train on and for "
-               "scores to compare")
-    if images.dtype == torch.bool:
-        return images.byte() * 255
-    found = f"in {images.dtype}"
-    if not images.is_floating_point() and images.dtype != torch.uint8:
-        images = images.long()                         # torch takes no minimum of uint16
-    low, high = images.min().item(), images.max().item()
-    found = f"goes from {low:g} to {high:g} {found}"
-    if images.is_floating_point():
-        if low < -1e-3 and low >= -1.001 and high <= 1.001:
-            refuse(found, "expected 0 to 1: take (x + 1) / 2")
-        if low >= 0 and 1.001 < high <= 255:
-            refuse(found, "expected 0 to 1: take x / 255, or x.byte()")
-        if not (low >= -1e-3 and high <= 1.001):
-            refuse(found, "expected uint8, or floats from 0 to 1")
-        return (255 * images.clamp(0, 1)).round().byte()
-    if low < 0 or high > 255:
-        refuse(found, "expected whole numbers from 0 to 255, or floats from 0 to 1")
-    if high == 1:
-        refuse(found, "which is all but black: take 255 * x")
-    return images.byte()
+    what = type(images).__name__
+    if torch.is_tensor(images):
+        what = f"{images.dtype} {tuple(images.shape)}"
+        dense = images.layout == torch.strided and not images.is_complex()
+        if dense and len(images.shape) == 3:
+            images = images[:, None]
+        elif dense and images.ndim == 4 and images.shape[1] > 4 and images.shape[3] < 4:
+            images = images.permute(0, 3, 1, 2)       # no image is so narrow: channels last
+        narrow = images.shape[-1] == 4 and images.shape[1] > 4      # or are these?
+        if dense and images.ndim == 4 and len(images) > 1 and images.numel() and not narrow:
+            if images.dtype == torch.bool:
+                return images.byte() * 255
+            whole = not images.is_floating_point()
+            if whole and images.dtype != torch.uint8:
+                images = images.long()                # torch takes no minimum of uint16
+            low, high = images.min().item(), images.max().item()
+            if not whole and low >= -1e-3 and high <= 1 + 1e-3:
+                return (255 * images.clamp(0, 1)).round().byte()
+            if whole and low >= 0 and high <= 255 and high != 1:    # 1 would be all but black
+                return images.byte()
+            what += f", from {low:g} to {high:g}"
+    raise InputError(
+        f"--data {path}: `{key}` is {what}; expected two images or more, (N, C, H, W), uint8 or "
+        "floats from 0 to 1: take x / 255 of floats to 255, (x + 1) / 2 of -1 to 1, 255 * x of "
+        "whole 0 and 1, x.permute(0, 3, 1, 2) of channels last")
 
 
 def own_labels(path, key, labels, count):
@@ -589,51 +546,45 @@ def own_labels(path, key, labels, count):
     999, as a column too, and one-hot rows."""
     if labels is None:
         return None
+    what = type(labels).__name__
     try:
         found = torch.as_tensor(labels)
-        what = f"{found.dtype} {tuple(found.shape)}"
+        if torch.is_tensor(labels):
+            what = f"{found.dtype} {tuple(found.shape)}"
         if found.layout != torch.strided or found.is_complex():
             raise ValueError
         whole = found.long()
         if found.is_floating_point() and (whole != found).any():
             raise ValueError
-        if whole.ndim == 2 and whole.shape[1] > 1 and bool(((whole == 0) | (whole == 1)).all()):
-            if bool((whole.sum(1) == 1).all()):
-                whole = whole.argmax(1)
-        whole = whole.flatten() if whole.shape == (count, 1) else whole
+        if whole.shape == (count, 1):
+            whole = whole.flatten()
+        if whole.ndim == 2:                           # one-hot rows
+            classes = whole.argmax(1)
+            if not whole.equal(F.one_hot(classes, whole.shape[1])):
+                raise ValueError
+            whole = classes
         if whole.shape != (count,) or whole.min() < 0 or whole.max() > 999:
             raise ValueError
         return whole
     except (ValueError, TypeError, RuntimeError):
-        what = what if torch.is_tensor(labels) else type(labels).__name__
         raise InputError(f"--data {path}: the labels of `{key}` are {what}; expected a whole "
                          f"number from 0 to 999 for each of {count} images") from None
 
 
 # ---------------------------------------------------------------- drawn digits
 
-# A line is one way to write a digit: its class, then strokes of points xy on a 10 x 10 grid.
-STROKES = """0 40 21 13 16 28 49 68 76 73 61 40
-1 50 59
-1 22 50|50 59
-1 21 50|50 59|29 79
-2 12 40 71 63 36 19|19 79
-2 12 40 71 64 37 19 28 48 79
-3 11 40 72 54 44|44 65 77 59 28 17
-3 11 71|71 44|44 66 77 59 18
-4 50 16|16 86|60 69
-4 20 15|15 75|72 69
-5 71 20|20 14|14 44 75 67 49 18
-5 71 20|20 24 54 76 58 29 18
-6 60 23 16 28 49 77 65 45 17
-6 50 14 17 49 77 55 16
-7 11 71|71 39
-7 11 71|71 39|35 75
-7 22 11|11 71|71 54 49
-8 71 40 12 34 65 77 49 17 25 53 71
-8 50 22 44 66 49 27 44 62 50
-9 71 40 12 34 63 71|71 69
-9 71 40 13 34 62 71|71 66 49 28"""
+# A line is a digit, "/" parts the ways to write it, "|" the strokes: points xy on a 10 x 10 grid.
+STROKES = """\
+40 21 13 16 28 49 68 76 73 61 40
+50 59 / 22 50|50 59 / 21 50|50 59|29 79
+12 40 71 63 36 19|19 79 / 12 40 71 64 37 19 28 48 79
+11 40 72 54 44|44 65 77 59 28 17 / 11 71|71 44|44 66 77 59 18
+50 16|16 86|60 69 / 20 15|15 75|72 69
+71 20|20 14|14 44 75 67 49 18 / 71 20|20 24 54 76 58 29 18
+60 23 16 28 49 77 65 45 17 / 50 14 17 49 77 55 16
+11 71|71 39 / 11 71|71 39|35 75 / 22 11|11 71|71 54 49
+71 40 12 34 65 77 49 17 25 53 71 / 50 22 44 66 49 27 44 62 50
+71 40 12 34 63 71|71 69 / 71 40 13 34 62 71|71 66 49 28"""
 
 
 def spline(points, count):
@@ -651,20 +602,21 @@ def spline(points, count):
 def digit_shapes(points):
     """The shapes of STROKES: class (S,), path (S, points, 2) of height 1 around 0, length (S,)."""
     classes, paths, lengths = [], [], []
-    for line in STROKES.splitlines():
-        strokes = []
-        for part in line[2:].split("|"):
-            strokes.append(torch.tensor([[float(xy[0]), float(xy[1])] for xy in part.split()]))
-        length = [spline(stroke, 2)[1] for stroke in strokes]
-        parts = []
-        for i, stroke in enumerate(strokes):                        # points in proportion to length
-            begin = round(points * sum(length[:i]) / sum(length))
-            end = round(points * sum(length[:i + 1]) / sum(length))
-            parts.append(spline(stroke, end - begin)[0])
-        path = torch.cat(parts)
-        paths.append((path - (path.amin(0) + path.amax(0)) / 2) / 9)
-        classes.append(int(line[0]))
-        lengths.append(sum(length) / 9)
+    for digit, line in enumerate(STROKES.splitlines()):
+        for way in line.split("/"):
+            strokes = []
+            for part in way.split("|"):
+                strokes.append(torch.tensor([[float(xy[0]), float(xy[1])] for xy in part.split()]))
+            length = [spline(stroke, 2)[1] for stroke in strokes]
+            parts = []
+            for i, stroke in enumerate(strokes):                    # points in proportion to length
+                begin = round(points * sum(length[:i]) / sum(length))
+                end = round(points * sum(length[:i + 1]) / sum(length))
+                parts.append(spline(stroke, end - begin)[0])
+            path = torch.cat(parts)
+            paths.append((path - (path.amin(0) + path.amax(0)) / 2) / 9)
+            classes.append(digit)
+            lengths.append(sum(length) / 9)
     return torch.tensor(classes), torch.stack(paths), torch.tensor(lengths)
 
 
@@ -724,37 +676,36 @@ def assignment(profit):
         chosen = torch.full((rows,), -1)
         chosen[assignment(profit.T)] = torch.arange(columns)
         return chosen
-    cost = (-profit.double()).tolist()
-    row_price = [0.0] * rows
-    column_price = [0.0] * columns
-    row_of = [None] * columns
+    cost = -profit.double()
+    row_price = cost.new_zeros(rows)
+    column_price = cost.new_zeros(columns)
+    row_of = torch.full((columns,), -1)
+    column_of = torch.full((rows,), -1)
     for start in range(rows):
-        distance = [math.inf] * columns
-        parent = [None] * columns
-        settled = []
-        row = start
-        base = 0.0
-        while row is not None:                         # Dijkstra over reduced costs, from `start`
-            unsettled = set(range(columns)) - set(settled)
-            for j in unsettled:
-                step = base + cost[row][j] - row_price[row] - column_price[j]
-                if step < distance[j]:
-                    distance[j] = step
-                    parent[j] = row
-            column = min(unsettled, key=distance.__getitem__)
+        distance = torch.full_like(column_price, math.inf)
+        parent = torch.full_like(row_of, start)
+        settled = torch.zeros_like(row_of, dtype=torch.bool)
+        row, base = start, 0.0
+        while row >= 0:                                # Dijkstra over reduced costs, from `start`
+            step = base + cost[row] - row_price[row] - column_price
+            nearer = ~settled & (step < distance)
+            distance[nearer] = step[nearer]
+            parent[nearer] = row
+            column = int(distance.masked_fill(settled, math.inf).argmin())
+            settled[column] = True
             base = distance[column]
-            settled.append(column)
-            row = row_of[column]                       # None: the column is free, the path ends
-        for j in settled[:-1]:                         # reduced costs stay >= 0, and 0 on the path
-            row_price[row_of[j]] += base - distance[j]
-            column_price[j] -= base - distance[j]
+            row = int(row_of[column])                  # -1: the column is free, the path ends
+        passed = settled & (row_of >= 0)
+        row_price[row_of[passed]] += base - distance[passed]        # reduced costs stay >= 0
+        column_price[passed] -= base - distance[passed]
         row_price[start] += base
-        while parent[column] != start:                 # shift the matching along the path
-            previous = row_of.index(parent[column])
-            row_of[column] = parent[column]
-            column = previous
-        row_of[column] = start
-    return torch.tensor([row_of.index(row) for row in range(rows)])
+        while column >= 0:                             # shift the matching along the path
+            row = int(parent[column])
+            before = int(column_of[row])
+            row_of[column] = row
+            column_of[row] = column
+            column = before
+    return column_of
 
 
 def contingency(a, b):
@@ -802,49 +753,18 @@ def frechet_distance(a, b):
     return float(means + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
-@torch.no_grad()
-def encoding_scores(codes, labels, test_codes, test_labels):
-    """How well codes (N, D) of training images tell the class of test images, by their labels,
-    which no GAN has seen: `knn_accuracy`, a vote of the 5 nearest in Euclidean distance (a tie goes
-    to the smaller class), and `probe_accuracy`, logistic regression with weight decay 1e-4, by
-    L-BFGS."""
-    classes = int(torch.cat([labels, test_labels]).max()) + 1
-    square = codes.square().sum(1)
-    votes = []
-    for part in test_codes.split(250):
-        nearest = (2 * part @ codes.T - square).topk(min(5, len(codes))).indices    # by -distance^2
-        votes.append(F.one_hot(labels[nearest], classes).sum(1).argmax(1))
-    knn = (torch.cat(votes) == test_labels).float().mean()
-    weight = torch.zeros(codes.shape[1], classes, device=codes.device, requires_grad=True)
-    bias = torch.zeros(classes, device=codes.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    @torch.enable_grad()
-    def closure():
-        optimizer.zero_grad()
-        loss = F.cross_entropy(codes @ weight + bias, labels) + 1e-4 * weight.square().sum()
-        loss.backward()
-        return loss
-    optimizer.step(closure)
-    probe = ((test_codes @ weight + bias).argmax(1) == test_labels).float().mean()
-    return {"knn_accuracy": float(knn), "probe_accuracy": float(probe)}
-
-
 class Judge(nn.Module):
     """A small classifier that scores generated images; it never trains a GAN.
 
     Images (N, C, H, W) in [0, 1] to logits; `features` gives the (N, 64) that the Frechet distance
     is taken in. `task` is what it learns: "classes", the labels, or where there are none
     "orientation", by which of four flips an image was turned (none, left-right, upside down, both).
-    Three epochs of Adam over the training images on the CPU from seed 0; kept in
-    torch.hub.get_dir() by data set and recipe.
     """
-    RECIPE = "conv5s2x16-conv3s2x32-fc64-bn adam 3e-3 onecycle batch 128 epochs 3 seed 0"
     FLIPS = ((), (3,), (2,), (2, 3))
 
     def __init__(self, shape, classes, task="classes"):
-        c, h, w = shape
         super().__init__()
+        c, h, w = shape
         self.task = task
         self.features = nn.Sequential(
             # to (N, 16, H/2, W/2), (N, 32, H/4, W/4), (N, 64)
@@ -858,34 +778,22 @@ class Judge(nn.Module):
 
     @classmethod
     def for_data(cls, data, task=None):
-        """The judge of this data set, in eval mode on its device, from the cache or trained."""
+        """The judge of this data set, on its device in eval mode: three epochs of Adam over the
+        training images, on the CPU, from seed 0. torch's random state stays as it was."""
         if task is None:
             task = "orientation" if data.labels is None else "classes"
-        recipe = (cls.RECIPE + torch.__version__).encode()
-        classes, labels = len(cls.FLIPS), None
+        labels, classes = None, len(cls.FLIPS)
         if task == "classes":
             labels = data.labels.cpu()
             classes = int(torch.cat([data.labels, data.test_labels]).max()) + 1
-            recipe_data = raw_bytes(data.images) + raw_bytes(data.labels)
-        else:
-            recipe_data = raw_bytes(data.images) + task.encode()
-        name = f"judge-{hashlib.sha256(recipe + recipe_data).hexdigest()[:16]}.pt"
-        path = Path(torch.hub.get_dir(), "infogan-ogan", name)
-        with torch.random.fork_rng(devices=[]):       # cached or fresh: the same random state after
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             judge = cls(data.shape, classes, task)
-            try:
-                judge.load_state_dict(safe_load(path))
-            except Exception:                         # absent, damaged or unreadable: train it anew
-                judge.fit(data.images.cpu(), labels)
-                with contextlib.suppress(OSError, InputError):    # a cache that cannot be written
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_file(path, saved_bytes(judge.state_dict()))
+            judge.fit(data.images.cpu(), labels)
         return judge.to(data.images.device).eval().requires_grad_(False)
 
-    def turned(self, images, seed=None):
-        """Images each under one of FLIPS, and which; torch's random state, or a seed's, chooses."""
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+    def turned(self, images, generator=None):
+        """Images each under one of FLIPS, and which, (N,)."""
         labels = torch.randint(len(self.FLIPS), (len(images),), generator=generator)
         labels = labels.to(images.device)
         images = images.clone()
@@ -905,20 +813,23 @@ class Judge(nn.Module):
                 else:
                     real, answer = images[i], labels[i]
                 optimizer.zero_grad()
-                F.cross_entropy(self(real.float() / 255), answer).backward()
+                F.cross_entropy(self(floats(real)), answer).backward()
                 optimizer.step()
                 schedule.step()
 
-    def scores(self, data, features):
-        """`frechet`, of samples by their features (N, 64) to the test images; `frechet_floor`, of
-        as many training images; `judge_task`; `judge_accuracy` in it, on the test images."""
+    def scores(self, data, model, latent):
+        """`frechet`, of the samples that the model decodes from latents (N, .) to the test images;
+        `frechet_floor`, of as many training images as those; `judge_task`; `judge_accuracy` in it,
+        on the test images."""
         images, labels = data.test_images, data.test_labels
+        samples = in_batches(lambda part: self.features(model.decode(part)), latent,
+                             batch_for(model.shape))
         test = in_batches(self.features, images)
         floor = in_batches(self.features, data.images[:len(images)])
         if self.task == "orientation":
-            images, labels = self.turned(images, seed=0)
+            images, labels = self.turned(images, torch.Generator().manual_seed(0))
         guess = in_batches(self, images).argmax(1)
-        return {"frechet": frechet_distance(features, test),
+        return {"frechet": frechet_distance(samples, test),
                 "frechet_floor": frechet_distance(floor, test), "judge_task": self.task,
                 "judge_accuracy": float((guess == labels).float().mean())}
 
@@ -942,10 +853,9 @@ def grid(images, columns, scale=None):
     return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
-def save_grid(images, path, columns=10):
+def save_grid(images: Tensor, path: str | Path, columns: int = 10) -> None:
     """Write images (N, C, H, W) in [0, 1] to `path` as one PNG, `columns` to a row."""
-    picture = grid(images, columns)
-    write_file(path, png(picture.shape, deflate(picture)))
+    write_file(path, png(grid(images, columns)))
 
 
 def raw_bytes(tensor):
@@ -954,46 +864,37 @@ def raw_bytes(tensor):
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
-def deflate(picture):
-    """A uint8 picture (H, W, C) as PNG image data: rows behind their filter byte, compressed."""
-    return zlib.compress(raw_bytes(F.pad(picture.flatten(1), (1, 0))))
-
-
-def png(shape, *frames, delay=0.5):
-    """Bytes of a PNG of shape (H, W, 1 or 3) from one picture's `deflate`d data, or from several an
-    animation, `delay` seconds each and four times that for the last (W3C PNG, 3rd edition)."""
+def png(picture):
+    """A uint8 picture (H, W, 1 or 3) as the bytes of a PNG (W3C PNG, 3rd edition)."""
     def chunk(kind, body):
         checksum = struct.pack(">I", zlib.crc32(kind + body))
         return struct.pack(">I", len(body)) + kind + body + checksum
 
-    h, w, c = shape
+    h, w, c = picture.shape
     header = struct.pack(">IIBBBBB", w, h, 8, 2 if c == 3 else 0, 0, 0, 0)
-    out = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header)]
-    if len(frames) == 1:
-        return b"".join([*out, chunk(b"IDAT", frames[0]), chunk(b"IEND", b"")])
-    out.append(chunk(b"acTL", struct.pack(">II", len(frames), 0)))
-    numbers = itertools.count()
-    for i, data in enumerate(frames):
-        wait = round(1000 * delay * (4 if i == len(frames) - 1 else 1))
-        control = struct.pack(">IIIIIHHBB", next(numbers), w, h, 0, 0, wait, 1000, 0, 0)
-        out.append(chunk(b"fcTL", control))
-        if i == 0:
-            out.append(chunk(b"IDAT", data))
-        else:
-            out.append(chunk(b"fdAT", struct.pack(">I", next(numbers)) + data))
-    return b"".join([*out, chunk(b"IEND", b"")])
+    rows = zlib.compress(raw_bytes(F.pad(picture.flatten(1), (1, 0))))          # filter 0, pixels
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows)
+            + chunk(b"IEND", b""))
 
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto }
-section { display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start }
-figure { margin: 0; max-width: min(100%, 530px) }
-img { max-width: 100%; image-rendering: pixelated }
-svg { width: 240px; border: 1px solid #ddd }
-polyline { fill: none; stroke: #0a62c9; stroke-width: 2 }
-text { font: 12px system-ui }
-th { text-align: left; font-weight: normal; color: #555; padding-right: 1em }
-td { text-align: right }
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }}
+section {{ display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start }}
+figure {{ margin: 0; max-width: min(100%, 530px) }}
+img {{ max-width: 100%; image-rendering: pixelated }}
+svg {{ width: 240px; border: 1px solid #ddd; font: 12px system-ui }}
+polyline {{ fill: none; stroke: #0a62c9; stroke-width: 2 }}
+th {{ text-align: left; font-weight: normal; color: #555; padding-right: 1em }}
+td {{ text-align: right }}
+</style>
+<h1>{title}</h1>
+<h2>Pictures</h2><section>{figures}</section>
+<h2>Scores</h2><section>{scores}</section>
+<h2>Over training</h2><section>{curves}</section>
+<h2>Configuration</h2>{configuration}
+</html>
 """
 
 
@@ -1005,22 +906,26 @@ def curve(name, points):
     for x, y in points:
         right = 8 + 224 * (x - xs[0]) / max(xs[-1] - xs[0], 1)
         dots.append(f"{right:.1f},{88 - 64 * (y - low) / ((high - low) or 1):.1f}")
-    span = f"{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}"
     return (f'<svg viewBox="0 0 240 110" role="img" aria-label="{name}">'
             f'<text x="8" y="14">{name}: {ys[-1]:.4g}</text><polyline points="{" ".join(dots)}"/>'
-            f'<text x="8" y="105">{span}</text></svg>')
+            f'<text x="8" y="105">{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}</text></svg>')
 
 
-def report(title, config, history, scores, pictures):
-    """The run as one self-contained HTML page. pictures: name -> (PNG bytes, caption)."""
-    def table(items):
-        rows = ""
-        for key, value in items.items():
-            shown = f"{value:.4g}" if isinstance(value, float) else html.escape(json.dumps(value))
-            rows += f"<tr><th>{html.escape(key)}<td>{shown}"
-        return f"<table>{rows}</table>"
+def table(items):
+    """A dict as an HTML table; the confusion's value is one in its turn."""
+    rows = ""
+    for key, value in items.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else html.escape(json.dumps(value))
+        if key == "confusion":                         # a row a category, a column a class
+            counts = ["<tr><td>" + "<td>".join(map(str, row)) for row in value]
+            shown = f"<table>{''.join(counts)}</table>"
+        rows += f"<tr><th>{html.escape(key)}<td>{shown}"
+    return f"<table>{rows}</table>"
 
-    figures, curves, confusion = "", "", ""
+
+def page(title, pictures, history, configuration):
+    """A run as one self-contained HTML page; pictures are name -> (PNG bytes, caption)."""
+    figures, curves = "", ""
     for name, (image, caption) in pictures.items():
         source = "data:image/png;base64," + base64.b64encode(image).decode()
         figures += (f'<figure><img alt="{name}" src="{source}">'
@@ -1028,23 +933,10 @@ def report(title, config, history, scores, pictures):
     for name in dict.fromkeys(itertools.chain(*history)):
         lines = [line for line in history if isinstance(line.get(name), float)]
         if lines:
-            points = [(line["epoch"], line[name]) for line in lines]
-            curves += curve(html.escape(name), points)
-    scores = dict(scores)
-    if "confusion" in scores:
-        rows = ["<tr><td>" + "<td>".join(map(str, row)) for row in scores.pop("confusion")]
-        confusion = ("<div>Test images: a row a category, a column a class"
-                     f"<table>{''.join(rows)}</table></div>")
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}</title><style>{STYLE}</style>
-<h1>{html.escape(title)}</h1>
-<h2>Pictures</h2><section>{figures}</section>
-<h2>Scores</h2><section>{table(scores)}{confusion}</section>
-<h2>Over training</h2><section>{curves}</section>
-<h2>Configuration</h2>{table(config)}
-</html>
-"""
+            curves += curve(html.escape(name), [(line["epoch"], line[name]) for line in lines])
+    return PAGE.format(title=html.escape(title), figures=figures, curves=curves,
+                       scores=table(history[-1] if history else {}),
+                       configuration=table(configuration))
 
 
 # ---------------------------------------------------------------- options and device
@@ -1074,16 +966,37 @@ class RunConfig:
     data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn), FILE.pt "
                        "or a folder of four IDX files")
     data_root: str = option("data", "folder where data files are looked for and downloaded to")
+    limit: int = option(0, "train on so many random images only, for a quick look; 0: on all")
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
     samples: int = option(10_000, "fresh samples to score; never more than training images", low=2)
     resume: str = option("", "run folder to go on with, under its own options, up to --epochs")
 
-    PAPER = {}
+    METHOD, PAPER = "", {}
+    MAY_CHANGE = ("resume", "epochs", "device", "data", "data_root", "samples")   # by --resume
 
     @classmethod
     def paper(cls, **changes):
         """The options as published (--recipe paper), with `changes`."""
         return cls(**(cls.PAPER | changes))
+
+    @classmethod
+    def resumed(cls, resume, **changes):
+        """The options of a run folder (or its checkpoint.pt), to go on with it, with `changes`: the
+        epochs in all, and the device, data or samples."""
+        for name in sorted(changes):
+            if name not in cls.MAY_CHANGE:
+                raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run; "
+                                 "leave out one of the two")
+        path = Path(resume)
+        with fitting(path, cls.METHOD):
+            saved = read_checkpoint(path, cls.METHOD)["config"]
+            changes["resume"] = str(path.parent if path.is_file() else path)
+            config = cls(**(saved | changes))
+        for f in fields(cls):
+            if f.name not in saved:
+                print(f"{resume} is from before {flag_of(f)}; it goes on with "
+                      f"{getattr(config, f.name)}", file=sys.stderr)
+        return config
 
     def __post_init__(self):
         for f in fields(self):
@@ -1101,13 +1014,6 @@ class RunConfig:
             if kind is str and value.startswith("~"):
                 setattr(self, f.name, os.path.expanduser(value))
 
-    def refuse_idle(self, why, *names):
-        """InputError for the first of these options that was changed although it does nothing."""
-        for f in fields(self):
-            value, default = getattr(self, f.name), f.metadata["default"]
-            if f.name in names and value not in (default, self.PAPER.get(f.name, default)):
-                raise InputError(f"{flag_of(f)} {value} does nothing {why}; leave it out")
-
 
 def flag_of(f):
     return "--" + f.name.replace("_", "-")
@@ -1118,17 +1024,19 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def parse(Config, method, description, argv=None):
-    """The command line as a Config; with --resume that of the run, and little may change."""
+def parse(Config, description, argv=None):
+    """The command line as a Config."""
     parser = Parser(description=description.strip().splitlines()[0], allow_abbrev=False,
                     argument_default=argparse.SUPPRESS)
     parser.add_argument("--recipe", choices=["best", "paper"],
                         help="where the defaults of the others come from: best (reliable) or paper "
                         "(as published) (default: best)")
+    flags = ["--recipe"]
     for f in fields(Config):
         default, choices = f.metadata["default"], f.metadata["choices"]
         text = f"{f.metadata['help']} (default: {default!r}"
         text += f"; paper: {Config.PAPER[f.name]!r})" if f.name in Config.PAPER else ")"
+        flags.append(flag_of(f))
         if isinstance(default, bool):
             parser.add_argument(flag_of(f), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(default, list):
@@ -1136,63 +1044,45 @@ def parse(Config, method, description, argv=None):
         else:
             parser.add_argument(flag_of(f), type=type(default), choices=choices, help=text,
                                 metavar=None if choices else type(default).__name__.upper())
-    given = vars(parser.parse_args(argv))
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        close = [flag for flag in flags if flag.startswith(unknown[0])]
+        close = close or difflib.get_close_matches(unknown[0], flags)
+        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+    given = vars(found)
     if given.get("resume"):
-        return resumed(Config, method, given)
+        return Config.resumed(**given)
     if given.pop("recipe", "best") == "paper":
         return Config.paper(**given)
     return Config(**given)
 
 
-def resumed(Config, method, given):
-    """The Config of the run folder given["resume"] (or its checkpoint.pt), with what may change."""
-    for name in sorted(given):
-        if name not in ("resume", "epochs", "device", "data", "data_root", "samples"):
-            raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run; leave "
-                             "out one of the two")
-    path = Path(given["resume"])
-    with fitting(path, method):
-        saved = read_checkpoint(path, method)["config"]
-        given["resume"] = str(path.parent if path.is_file() else path)
-        config = Config(**(saved | given))
-        config.is_resumed = True
-    for f in fields(Config):
-        if f.name not in saved:
-            print(f"{given['resume']} is from before {flag_of(f)}; it goes on with "
-                  f"{getattr(config, f.name)}", file=sys.stderr)
-    return config
-
-
-def command_line(train, Config, method, description, argv=None):
+def command_line(train, Config, description, argv=None):
     """Parse and train. Bad input ends as one line on stderr and status 2, an interrupted run as one
     line and status 130."""
     for stream in (sys.stdout, sys.stderr):            # a path may hold letters that it cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    status = 2
     try:
-        train(parse(Config, method, description, argv))
+        train(parse(Config, description, argv))
         return
     except InputError as error:
-        why, status = str(error), 2
-    except (RuntimeError, MemoryError, ValueError) as error:
-        if out_of_memory(error):
-            why = "out of memory; lower --batch-size or --width, or take smaller images"
-        elif isinstance(error, (ValueError, NotImplementedError)):
-            why = f"{' '.join(str(error).split())[:300]} ({type(error).__name__})"
-        else:
+        why = str(error)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
-        status = 2
+        why = "out of memory; lower --batch-size or --width, or take smaller images"
     except OSError as error:
         if error.filename is not None:   # standard output has no name; files have their own line
             raise
         sys.stdout = None
-        why, status = f"cannot print: {error.strerror}; --resume goes on with what the run saved", 2
-    except KeyboardInterrupt as stop:
-        why, status = str(stop) or "stopped at once; --resume goes on from the last save", 130
-    finally:
-        if processes()[1] > 1:
-            dist.destroy_process_group()
-    print(f"{method}.py: {why}", file=sys.stderr)
+        why = f"cannot print: {error.strerror}; --resume goes on with what the run saved"
+    except KeyboardInterrupt:
+        why = "stopped; --resume and the run's folder go on from its last finished epoch"
+        status = 130
+    print(f"{Config.METHOD}.py: {why}", file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -1283,63 +1173,7 @@ class Captured:
         return self.losses
 
 
-def processes():
-    """(rank, number) of the processes that torchrun started; (0, 1) without it."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def average_gradients(optimizer, *_):
-    """Replace each gradient by its mean over the processes, in one message."""
-    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    flat = torch.cat([p.grad.flatten() for p in weights]) / dist.get_world_size()
-    dist.all_reduce(flat)
-    for p, mean in zip(weights, flat.split([p.numel() for p in weights])):
-        p.grad.copy_(mean.view_as(p))
-
-
-def start(config, method):
-    """What every training begins with: the configuration with the data set and precision really
-    used, the device, and the data on it. Seeds torch."""
-    if config.resume and not hasattr(config, "is_resumed"):         # from Python
-        changed = {}
-        for f in fields(config):
-            if getattr(config, f.name) != f.metadata["default"]:
-                changed[f.name] = getattr(config, f.name)
-        config = resumed(type(config), method, changed)
-    device = pick_device(config.device)
-    launched = dist.is_available() and dist.is_torchelastic_launched()          # by torchrun
-    if launched and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)                 # where a CUDA graph will be captured
-    if launched and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    rank, number = processes()
-    if config.batch_size % number:
-        raise InputError(f"--batch-size {config.batch_size} cannot be split over {number} "
-                         f"processes; expected a multiple of {number}")
-    if rank:
-        sys.stdout = io.StringIO()                                  # the first process alone prints
-    data = load_data(config.data, config.data_root)
-    if min(config.batch_size, len(data.images)) < 2 * number:
-        raise InputError(f"{len(data.images)} images in batches of {config.batch_size} leave less "
-                         f"than 2 for each of {number} processes; start fewer")
-    name = data.name
-    if config.data not in (*SOURCES, "auto", "digits"):
-        name = str(Path(config.data).resolve())
-    config = replace(config, data=name, precision=pick_precision(config.precision, device))
-    for key in ("images", "labels", "test_images", "test_labels"):
-        if getattr(data, key) is not None:
-            setattr(data, key, getattr(data, key).to(device))
-    if data.labels is None:
-        print(f"{data.name} has no labels: the scores that need them are left out")
-    torch.manual_seed(config.seed)
-    return config, device, data
-
-
-# ---------------------------------------------------------------- the run
+# ---------------------------------------------------------------- files
 
 def write_file(path, content):
     """Write bytes or text so that the final name only ever holds a whole file: beside it, under a
@@ -1392,6 +1226,28 @@ def read_checkpoint(path, method):
                          "kind") from None
     if not isinstance(state, dict) or state.get("method") != method:
         raise InputError(f"{path} is no checkpoint of {method}.py; give one that it wrote")
+    with fitting(path, method):
+        return modern(state)
+
+
+def modern(state):
+    """A saved model or checkpoint as versions before `--trunk` wrote it, under today's names."""
+    def renamed(weights):
+        for old, new in (("trunk.", "d_trunk."), ("q_heads.0.", "q_head."), ("q_heads.1.", "q_moments.")):
+            weights = {(new + name.removeprefix(old) if name.startswith(old) else name): value for name, value in weights.items()}
+        return weights
+
+    for options in (state["options"], state.get("config", {})):
+        if "separate_q" in options:
+            shared = "detached" if options.pop("detach_trunk", False) else "shared"
+            options["trunk"] = "own" if options.pop("separate_q") else shared
+    if "model" in state:
+        state["model"] = renamed(state["model"])
+    if "average_updates" in state:                    # a run's
+        average = renamed(state["average"] or state["model"])
+        average = {f"model.{name}": value for name, value in average.items()}
+        average["updates"] = state["average_updates"]
+        state["parts"] = {"model": state.pop("model"), "average": average, **state["optimizers"]}
     return state
 
 
@@ -1411,320 +1267,285 @@ def fitting(path, method):
                          "take the version that wrote it") from None
 
 
+def refuse_taken(out):
+    """InputError if something is there already that a new run must not touch."""
+    folder = Path(out)
+    if out and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--out {out} exists already; choose another folder, or go on with it: "
+                         f"--resume {out}")
+
+
 def new_folder(method, out):
-    """Make and return the run folder; InputError if `out` holds something already."""
+    """Make and return the run folder: `out`, or the next free number in runs/."""
+    refuse_taken(out)
     for number in itertools.count(1):
         folder = Path(out or f"runs/{method}-{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=bool(out))
             return folder
         except FileExistsError:
-            if out and folder.is_dir() and not any(folder.iterdir()):
-                return folder
-            if out:
-                raise InputError(f"--out {out} exists already; choose another folder, or go on "
-                                 f"with it: --resume {out}") from None
+            continue
         except OSError as error:
             raise InputError(f"--out {folder} cannot be made: {error.strerror}; choose another "
                              "folder") from None
 
 
+# ---------------------------------------------------------------- several processes (torchrun)
+
+def processes():
+    """(rank, number) of the processes that torchrun started; (0, 1) without it."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def join(device):
+    """This process' device among those that torchrun started, of which the first alone prints;
+    without torchrun the device as it is."""
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    if dist.get_rank():
+        sys.stdout = io.StringIO()
+    return device
+
+
+def share(*tensors):
+    """Give all processes the first one's tensors, in place."""
+    if processes()[1] > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def average_gradients(optimizer, *_):
+    """Replace each gradient by its mean over the processes, in one message; a step's hook."""
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in weights]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    for p, mean in zip(weights, flat.split([p.numel() for p in weights])):
+        p.grad.copy_(mean.view_as(p))
+
+
+# ---------------------------------------------------------------- the run
+
 class Run:
-    """A run folder and the loop around the training step: order of the images, progress,
-    checkpoints, pictures, report.
+    """A run: its device, data and folder, and the loop around the training step.
 
+        run = Run(config)                                   # run.config, run.device, run.data
+        run.restore(model=model, average=average, d=d_optimizer, g=g_optimizer)
         for epoch in run.epochs():
-            for real in run.batches():                      # (N, C, H, W) in [0, 1]
-                run.log(training_step(...))                 # dict of 0-d tensors
-            run.end_epoch(score)                            # () -> dict for JSON
-        run.end(score)
+            for real in run.batches():                      # (N, C, H, W) uint8
+                run.log(training_step(..))                  # dict of 0-d tensors
+            run.report(scores, figures)                     # values; everything is written here
 
-    `figures()` gives the pictures, name -> (uint8 picture, caption); its `samples` are also a frame
-    of the animation. Under torchrun each process takes its slice of every batch and has latents of
-    its own, gradients are averaged before each optimiser's step, and the first process alone
-    writes.
+    A checkpoint is a dict of parts, whatever has a state_dict, and is written with all other files
+    once an epoch, after the scores: a run that was stopped goes on from its last finished epoch,
+    to the bit. Under torchrun each process takes its slice of every batch and has latents of its
+    own, gradients are averaged before each optimiser's step, and the first alone writes.
     """
-    # What a checkpoint keeps besides models, optimisers and random states: epochs done; of the next
-    # one the steps done, order of the images, losses' names and sums, seconds; metrics.
-    STATE = ("epoch", "step", "order", "names", "sums", "seconds", "history")
-    FRAMES, FRAME_BYTES = 30, 10**7                   # of the animation, at the most
-    QUIET = 60                                        # seconds without a line where no one watches
+    QUIET = 60                                         # seconds without a line where no one watches
 
-    def __init__(self, method, config, data, model, average, optimizers, figures):
-        self.method, self.config, self.data, self.figures = method, config, data, figures
-        self.model, self.average, self.optimizers = model, average, optimizers
-        self.device = data.images.device
-        self.epoch = 0
-        self._begin_epoch()
-        self.history, self.frames = [], {}             # epoch -> samples, as `deflate` leaves them
-        self.fingerprint = fingerprint(data)
-        self.stopping = False
+    def __init__(self, config):
+        """Errors: InputError if device, data or folder cannot be had; nothing is written yet."""
+        if not config.resume:
+            refuse_taken(config.out)
+        self.device = join(pick_device(config.device))
+        if self.device.index is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)         # where a CUDA graph will be captured
         self.rank, self.processes = processes()
-        if config.resume:
-            self.folder = Path(config.resume)
-            if not self.rank:
-                for part in self.folder.glob("*.????????.part"):   # left by a run that was killed
-                    part.unlink(missing_ok=True)
+        self.data = load_data(config.data, config.data_root)
+        if config.limit:
+            self.data.limit(config.limit)
+        count = len(self.data.images)
+        self.size = min(config.batch_size, count)
+        if config.batch_size % self.processes or self.size < 2 * self.processes:
+            raise InputError(f"{count} images in batches of --batch-size {config.batch_size} cannot "
+                             f"be split over {self.processes} processes, 2 or more for each")
+        self.fingerprint = fingerprint(self.data)
+        self.data.to(self.device)
+        name = self.data.name
+        if config.data not in (*SOURCES, "auto", "digits"):
+            name = str(Path(config.data).resolve())
+        precision = pick_precision(config.precision, self.device)
+        self.config = replace(config, data=name, precision=precision)
+        self.epoch = 0
+        self.history = []                              # the lines of metrics.jsonl
+        self.captions = {}                             # of the pictures
+        self.means = None                              # of the epoch that is to be reported
+        torch.manual_seed(config.seed)
+
+    def restore(self, **parts):
+        """Name the parts that a checkpoint keeps, `model` among them, and take up where the run in
+        config.resume stood; or make a new folder."""
+        self.parts = parts
+        method = self.config.METHOD
+        if self.config.resume:
+            self.folder = Path(self.config.resume)
             with fitting(self.folder, method):
-                self._restore(read_checkpoint(self.folder, method))
-        else:
-            self.folder = Path(config.out) if self.rank else new_folder(method, config.out)
-            if not self.rank:
-                self._add_frame(deflate(figures()["samples"][0]))
-        weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.about = {"method": method, **asdict(config), "device": str(self.device),
+                self._take_up(read_checkpoint(self.folder, method))
+        for part in parts.values() if self.processes > 1 else ():
+            if isinstance(part, torch.optim.Optimizer):
+                part.register_step_pre_hook(average_gradients)
+        if self.rank:
+            torch.manual_seed(self.config.seed + self.rank + 1000 * self.epoch)
+            return
+        if not self.config.resume:
+            self.folder = new_folder(method, self.config.out)
+        for part in self.folder.glob("*.????????.part"):           # left by a run that was killed
+            part.unlink(missing_ok=True)
+        weights = sum(p.numel() for p in parts["model"].parameters() if p.requires_grad)
+        self.about = {"method": method, **asdict(self.config), "device": str(self.device),
                       "threads": torch.get_num_threads(), "processes": self.processes,
                       "torch": str(torch.__version__), "python": platform.python_version(),
-                      "image_shape": list(data.shape), "parameters": weights}
-        if self.rank == 0:
-            write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
-            self.save()
-        else:
-            torch.manual_seed(config.seed + self.rank + 1000 * self.epoch)      # latents of its own
-        for optimizer in optimizers.values() if self.processes > 1 else ():
-            optimizer.register_step_pre_hook(average_gradients)
-        print(f"{method}: {len(data.images)} images of {data.name} {data.shape}, on {self.device} "
-              f"in {config.precision}, into {self.folder}", flush=True)
+                      "image_shape": list(self.data.shape), "parameters": weights}
+        write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
+        print(f"{method}: {len(self.data.images)} images of {self.data.name} {self.data.shape}, on "
+              f"{self.device} in {self.config.precision}, into {self.folder}", flush=True)
 
-    def _begin_epoch(self):
-        self.step = 0
-        self.order = None
-        self.names = []
-        self.sums = None
-        self.seconds = 0.0
-
-    def save(self):
-        """Write checkpoint.pt, from which the run goes on and `load_model` takes the model."""
-        if self.rank:
-            return
-        averaged = self.average.model is not self.model
-        on_cuda = self.device.type == "cuda"
-        write_file(self.folder / "checkpoint.pt", saved_bytes({
-            "method": self.method, "options": self.model.options, "config": asdict(self.config),
-            "model": self.model.state_dict(),
-            "average": self.average.model.state_dict() if averaged else None,
-            "average_updates": self.average.updates, "fingerprint": self.fingerprint,
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None,
-            **{name: getattr(self, name) for name in self.STATE}}))
-
-    def _restore(self, state):
-        shape = tuple(state["options"]["shape"])
-        if shape != self.data.shape:
-            raise InputError(f"{self.folder} was trained on images of {shape}; these are "
-                             f"{self.data.shape}")
+    def _take_up(self, state):
+        """Go on from a checkpoint; InputError if this run is another one."""
+        for name, value in asdict(self.config).items():
+            saved = state["config"].get(name, value)
+            if value != saved and name not in (*self.config.MAY_CHANGE, "out"):
+                raise InputError(f"{name} is {value}, but {saved} in {self.folder}; to go on with "
+                                 f"it take Config.resumed({str(self.folder)!r})")
+        if state.get("step"):
+            raise InputError(f"{self.folder} stopped within an epoch; only the version that wrote "
+                             "it can go on from there")
         if self.fingerprint != state["fingerprint"]:
             raise InputError(f"{self.folder} was trained on other images than {self.config.data} "
                              "holds now; give the old ones by --data, or begin a new run")
         if self.config.epochs < state["epoch"]:
             raise InputError(f"--epochs {self.config.epochs} is less than the {state['epoch']} "
                              f"that {self.folder} has done")
-        self.model.load_state_dict(state["model"])
-        if state["average"]:
-            self.average.model.load_state_dict(state["average"])
-        self.average.updates.copy_(state["average_updates"])
-        for name, optimizer in self.optimizers.items():
-            for group in state["optimizers"][name]["param_groups"]:
+        for name, part in self.parts.items():
+            for group in state["parts"][name].get("param_groups", ()):
                 group["capturable"] = self.device.type == "cuda"    # it may have trained elsewhere
-            optimizer.load_state_dict(state["optimizers"][name])
-        for name in self.STATE:
-            value = state[name]
-            setattr(self, name, value.to(self.device) if torch.is_tensor(value) else value)
-        with contextlib.suppress(Exception):          # without it the animation begins here
-            self.frames = {epoch: raw_bytes(frame) for epoch, frame
-                           in safe_load(self.folder / "frames.pt").items() if epoch <= self.epoch}
+            part.load_state_dict(state["parts"][name])
+        self.epoch, self.history = state["epoch"], state["history"]
+        self.captions = state.get("captions", {})
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
 
-    def epochs(self):
-        """Yield 1-based epoch numbers up to --epochs. A first Ctrl-C or SIGTERM saves after its
-        step and stops, a second stops at once."""
-        before = {}
-
-        def put_back():
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-        def stop(signum, frame):
-            self.stopping = True
-            put_back()
-
-        if self.processes == 1:                        # torchrun stops all of its processes itself
-            with contextlib.suppress(ValueError):      # only the main thread can handle signals
-                for signum in (signal.SIGINT, signal.SIGTERM):
-                    before[signum] = signal.signal(signum, stop)
-        try:
-            while self.epoch < self.config.epochs:
-                yield self.epoch + 1
-            if self.stopping:
-                raise KeyboardInterrupt("stopped and saved before the final scores; "
-                                        f"{self._go_on()}")
-        finally:
-            put_back()
-
     @property
     def is_new(self):
         """Whether nothing was trained yet, neither here nor in the run that is resumed."""
-        return self.epoch == 0 and self.order is None and not self.history
+        return not any("seconds" in line for line in self.history)
 
-    @contextlib.contextmanager
-    def warm_up(self, score):
-        """Around what trains the model before the first epoch; a line of the metrics, epoch 0, has
-        its seconds and what score() gives. Under torchrun the first process' model is then that of
-        all. Interrupted, it begins anew."""
-        print("warming up before epoch 1 ..", flush=True)
-        began = time.perf_counter()
-        yield
-        if self.processes > 1:
-            for tensor in self.model.state_dict().values():
-                dist.broadcast(tensor, 0)
-        line = {"epoch": 0, "data": self.data.name, "seconds": time.perf_counter() - began}
-        line |= defined({} if self.rank else score())
-        self.history.append(line)
-        self.save()
-        print(f"epoch 0/{self.config.epochs}  {brief(line)}", flush=True)
-
-    def stop_if_asked(self):
-        """KeyboardInterrupt if Ctrl-C or SIGTERM came before the first step."""
-        if self.stopping:
-            raise KeyboardInterrupt(f"stopped before the first step; {self._go_on()}")
+    def epochs(self):
+        """Yield 1-based epoch numbers up to --epochs."""
+        while self.epoch < self.config.epochs:
+            yield self.epoch + 1
 
     def batches(self):
-        """Yield one epoch of training batches (N, C, H, W) in [0, 1], shuffled; the last, partial
-        batch is left out."""
+        """Yield one epoch of training batches (N, C, H, W) in uint8, shuffled; the last, partial
+        batch is left out. Errors: InputError if a loss or a weight is no longer finite."""
         images = self.data.images
-        size = min(self.config.batch_size, len(images))
-        steps = len(images) // size
-        part = size // self.processes
-        if self.order is None:
-            self.order = torch.randperm(len(images), device=self.device)
-            if self.processes > 1:
-                dist.broadcast(self.order, 0)
-        began = time.perf_counter() - self.seconds
-        shown = time.perf_counter()
+        steps = len(images) // self.size
+        part = self.size // self.processes
+        order = torch.randperm(len(images), device=self.device)
+        share(order)
+        self.names, self.sums = [], 0
+        began = shown = time.perf_counter()
         interval = 0.5 if sys.stdout.isatty() else self.QUIET
-        while self.step < steps and not self.stopping:
-            first = self.step * size + self.rank * part
-            yield images[self.order[first:first + part]].float() / 255
-            self.step += 1
-            last = self.step == steps and sys.stdout.isatty()
+        for step in range(1, steps + 1):
+            first = (step - 1) * self.size + self.rank * part
+            yield images[order[first:first + part]]
+            last = step == steps and sys.stdout.isatty()
             if last or time.perf_counter() - shown > interval:
                 shown = time.perf_counter()
-                self._show_progress(shown - began, steps, size)
-        self.means = self._mean_losses()               # waits for the device: the clock is honest
-        self.seconds = time.perf_counter() - began
-        for name, value in self.model.state_dict().items():
-            if not value.isfinite().all():
-                raise InputError(f"{name} is no longer finite in epoch {self.epoch + 1}, after "
-                                 f"step {self.step}; {self._advice()}")
-        self.save()                                    # before the scores, which may fail
-        if self.step < steps:
-            raise KeyboardInterrupt(f"stopped and saved at step {self.step} of {steps} in epoch "
-                                    f"{self.epoch + 1}; {self._go_on()}")
-        self.means |= {"seconds": self.seconds, "images_per_second": steps * size / self.seconds}
+                self._show_progress(step, steps, shown - began)
+        means = self._means(steps)                     # waits for the device: the clock is honest
+        seconds = time.perf_counter() - began
+        self.means = means | {"seconds": seconds, "images_per_second": steps * self.size / seconds}
 
-    def log(self, losses):
-        """Add one step's losses, a dict of 0-d tensors; they stay on the device until a report."""
-        self.names = list(losses)
-        values = torch.stack(list(losses.values()))
-        self.sums = values if self.sums is None else self.sums + values
+    def log(self, values):
+        """Add what a step returned, a dict of 0-d tensors; on their device until a report."""
+        self.names = list(values)
+        self.sums = torch.stack(list(values.values())) + self.sums
 
-    def _mean_losses(self):
-        """name -> mean over the epoch's steps so far; InputError if one is not finite."""
-        if not self.names:
-            return {}
-        means = dict(zip(self.names, (self.sums / self.step).tolist()))
-        for name, loss in means.items():
-            if not math.isfinite(loss):
-                raise InputError(f"{name} became {loss} in epoch {self.epoch + 1}, by step "
-                                 f"{self.step}; {self._advice()}")
+    def _means(self, steps):
+        """name -> mean of what was logged in so many steps; InputError if one, or a weight, is not
+        finite."""
+        means = dict(zip(self.names, (self.sums / steps).tolist())) if self.names else {}
+        for name, value in (means | self.parts["model"].state_dict()).items():
+            if not torch.as_tensor(value).isfinite().all():
+                raise InputError(
+                    f"{name} is no longer finite in epoch {self.epoch + 1}, by step {steps}; "
+                    f"{self.folder}/checkpoint.pt is from before that; begin anew with lower "
+                    "learning rates, or --precision fp32")
         return means
 
-    def _show_progress(self, seconds, steps, size):
-        losses = "  ".join(f"{name} {mean:.3f}" for name, mean in self._mean_losses().items())
-        done = self.step / steps
-        left = seconds / done * (self.config.epochs - self.epoch - done)
-        line = (f"epoch {self.epoch + 1}/{self.config.epochs} {done:4.0%}  {losses}  "
-                f"{self.step * size / seconds:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} "
+    def _show_progress(self, step, steps, seconds):
+        means = "  ".join(f"{name} {mean:.3f}" for name, mean in self._means(step).items())
+        left = seconds / step * ((self.config.epochs - self.epoch) * steps - step)
+        line = (f"epoch {self.epoch + 1}/{self.config.epochs} {step / steps:4.0%}  {means}  "
+                f"{step * self.size / seconds:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} "
                 "left")
         if sys.stdout.isatty():
-            print(f"\r\033[K{line}", end=", scoring" if self.step == steps else "", flush=True)
+            print(f"\r\033[K{line}", end=", scoring" if step == steps else "", flush=True)
         else:
             print(line, flush=True)
 
-    def _advice(self):
-        return (f"{self.folder}/checkpoint.pt is from before that; begin anew with lower learning "
-                "rates, or --precision fp32")
+    def report(self, scores, figures=None):
+        """Write all files of the run folder.
 
-    def _go_on(self):
-        return f"go on with: python {self.method}.py --resume {self.folder}"
-
-    def end_epoch(self, score):
-        """Add the epoch's line to the metrics, with what score() gives, and write everything."""
-        scores = {} if self.rank else score()
-        self.epoch += 1
-        line = {"epoch": self.epoch, "data": self.data.name, **self.means, **defined(scores)}
-        self.history.append(line)
-        self._begin_epoch()
-        self._write(line)
-        clear = "\r\033[K" if sys.stdout.isatty() else ""
-        print(f"{clear}epoch {self.epoch}/{self.config.epochs}  {brief(line)}", flush=True)
-
-    def end(self, score):
-        """Add what score() gives to the last epoch's line (epoch 0 if none was trained) and write
-        everything once more."""
-        scores = {} if self.rank else score()
-        if not self.history:
+        scores, a dict for JSON, join the line of the epoch that has ended; where none has, of the
+        one before. figures are pictures by name, (uint8 (H, W, 1 or 3), caption), `samples` among
+        them; the samples of epochs 0, 1, 2, 4, 8 .. stay as files of their own.
+        """
+        scores = defined(scores)
+        ended = self.means is not None
+        if ended:
+            self.epoch += 1
+            self.history.append({"epoch": self.epoch, "data": self.data.name, **self.means})
+            self.means = None
+        elif scores and not self.history:
             self.history.append({"epoch": 0, "data": self.data.name})
-        line = self.history[-1]
-        line |= defined(scores)
-        for key in ("seed", "device", "precision", "threads", "torch", "parameters"):
-            line[key] = self.about[key]
-        self._write(line)
-        for key, value in line.items():
-            if value is None:
-                print(f"{key} is not defined here: the images are too few, or all alike")
-        print(f"done   {brief(scores)}\nlook at {self.folder / 'index.html'}", flush=True)
-
-    def _write(self, scores):
         if self.rank:
             return
-        pictures = self.figures()
-        data = {name: deflate(picture) for name, (picture, _) in pictures.items()}
-        self._add_frame(data["samples"])
-        self.save()
+        if scores:
+            self.history[-1] |= scores
+            for key in ("seed", "device", "precision", "threads", "torch", "parameters"):
+                self.history[-1][key] = self.about[key]
+            clear = "\r\033[K" if sys.stdout.isatty() else ""
+            when = f"epoch {self.epoch}/{self.config.epochs}" if ended else "scores"
+            print(f"{clear}{when}  {brief(self.history[-1] if ended else scores)}", flush=True)
+            for key, value in scores.items():
+                if value is None:
+                    print(f"{key} is not defined here: the images are too few, or all alike")
+        for name, (picture, caption) in (figures or {}).items():
+            write_file(self.folder / f"{name}.png", png(picture))
+            self.captions[name] = caption
+            if name == "samples" and self.epoch & (self.epoch - 1) == 0:        # 0, 1, 2, 4, 8 ..
+                write_file(self.folder / f"samples-{self.epoch}.png", png(picture))
+                self.captions[f"samples-{self.epoch}"] = f"Samples after {self.epoch} epochs."
         lines = [json.dumps(line) + "\n" for line in self.history]
         write_file(self.folder / "metrics.jsonl", "".join(lines))
-        images = {}
-        for name, (picture, caption) in pictures.items():
-            images[name] = png(picture.shape, data[name]), caption
-        animation = png(pictures["samples"][0].shape, *self.frames.values())
-        images["training"] = animation, "The same samples over training, from before it on."
-        for name, (image, _) in images.items():
-            write_file(self.folder / f"{name}.png", image)
-        title = f"{self.method} on {self.data.name}, epoch {self.epoch}"
+        write_file(self.folder / "index.html", self._page())
+        on_cuda = self.device.type == "cuda"
+        write_file(self.folder / "checkpoint.pt", saved_bytes({
+            "method": self.config.METHOD, "options": self.parts["model"].options,
+            "config": asdict(self.config), "epoch": self.epoch, "history": self.history,
+            "captions": self.captions, "fingerprint": self.fingerprint,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None}))
+
+    def _page(self):
+        pictures = {}
+        for name, caption in self.captions.items():
+            pictures[name] = (self.folder / f"{name}.png").read_bytes(), caption
         shown = self.about | {"data": self.data.name}
         for private in ("data_root", "out", "resume"):
             del shown[private]
-        page = report(title, shown, self.history, scores, images)
-        write_file(self.folder / "index.html", page)
-
-    def _add_frame(self, data):
-        """Keep the samples of the epoch, and of the others as many as fit, evenly spaced."""
-        self.frames[self.epoch] = data
-        most = max(4, min(self.FRAMES, self.FRAME_BYTES // len(data)))
-        every = 1
-        while self.epoch / every > most - 2:
-            every *= 2
-        for epoch in list(self.frames):
-            if epoch % every and epoch != self.epoch:
-                del self.frames[epoch]
-        frames = {}                                    # as tensors: loaded safely by any torch
-        for epoch, frame in self.frames.items():
-            frames[epoch] = torch.frombuffer(bytearray(frame), dtype=torch.uint8)
-        write_file(self.folder / "frames.pt", saved_bytes(frames))
+        title = f"{self.config.METHOD} on {self.data.name}, epoch {self.epoch}"
+        return page(title, pictures, self.history, shown)
 
 
 def fingerprint(data):
@@ -1745,5 +1566,6 @@ def defined(scores):
 
 
 def brief(scores):
+    """The numbers among scores, for the terminal."""
     numbers = {key: value for key, value in scores.items() if isinstance(value, float)}
     return "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())

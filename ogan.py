@@ -24,42 +24,32 @@ Why correlation and not squared error: |N(z) - N(E(G(z)))|^2 = 2 n (1 - rho), so
 error with mean and std left free. Plain squared error pins all n coordinates of E(G(z)), the mean
 too: a fake scores as z would, whatever G makes of it.
 
-Where this differs from the paper (P) or the author's code (C):
-- The networks are InfoGAN's for MNIST (two stride-2 convolutions, FC; more for larger images); P
-  and C are about faces of 64x64 and larger.
-- P writes R with a free coefficient; 1/4 over the mean squared pixel distance in [-1, 1] is C's.
-  Any of the GANs in `critic_loss` will do.
-- --critic network is P's general form, a small network T(E(x)) in place of avg E(x).
-- The default plays the same game on other settings, each with its flag. --recipe paper takes those
-  of C, but for truncation, which P does not have.
-    --rho-weight 2      For 0.5; and --rho-generator 0.2, the fraction of it that G minimises, for
-                        all of it: E may learn the correlation as hard as it likes, but G pays for
-                        it with sample quality.
-    --truncation 0.9    N(E(x)) is scaled by it before G in reconstructions, as in C.
-    --latent 32         For 128, which is more than MNIST has ways to vary.
-    --codes 0.45        Nearly half of the latents are codes N(E(x)) of real images, for none: with
-                        z from the prior alone nothing asks that G can draw what E makes of them.
-    --decorrelation 0.4 The coordinates of these codes should be as z's are, uncorrelated and of
-                        unit variance, which P leaves to chance. Or they fill a part of the prior,
-                        and samples come from all of it.
-    --batch-mix 0.25    E's batch of real images and its batch of fakes swap a quarter, for batch
-                        normalisation. Each alone, as in C, E cannot see, nor tell G, what all fakes
-                        have in common, as being too bright; as one batch E wins too easily.
-    --init torch        For N(0, 0.02); and Adam at 5e-4 for E, 1e-3 for G, for RMSprop at 1e-4. E
-                        and G still step at once, as in C.
-    --average           Moving averages of all weights are what samples and encodes.
-    --width 32          Half the channels, for a laptop.
+--recipe paper takes the settings of the author's code, on MNIST's networks and without its
+truncation. The default plays the same game on others, each with its flag and its measured worth in
+results/README.md:
 
-    python ogan.py --epochs 10
+    --rho-weight 2       lambda, for 0.5; and --rho-generator 0.2: G minimises that fraction of it
+    --latent 32          latent variables, for 128
+    --codes 0.45         the share of the latents that are codes N(E(x)) of real images, for none
+    --decorrelation 0.4  these codes' coordinates uncorrelated and of unit variance, as z's are
+    --batch-mix 0.25     the share that E's batches of real images and fakes swap
+    --truncation 0.9     N(E(x)) is scaled by it before G in reconstructions
+    --optimizer adam     at 5e-4 for E and 1e-3 for G, for RMSprop at 1e-4
+    --init torch         torch's initial weights, for N(0, 0.02)
+    --average 0.999      moving averages of all weights sample and encode
+    --width 32           half the channels, for a laptop
 
+    python ogan.py                  # MNIST: of 97.5 % of the reconstructions a classifier says the
+                                    # same digit (n = 5); 10 minutes on two cores of an AMD EPYC
     from ogan import OGAN
     model = OGAN.load("runs/ogan-1")
-    latent = model.encode(images)                     # images (N, 1, 28, 28) in [0, 1] -> (N, 32)
+    z = model.encode(images)                          # images (N, 1, 28, 28) in [0, 1] -> (N, 32)
     again = model.reconstruct(images)                 # (N, 1, 28, 28) in [0, 1]
     frames = model.interpolate(images[0], images[1], steps=10)                # (10, 1, 28, 28)
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 if __package__:       # in a package of yours: mypkg/ogan.py beside mypkg/common.py
@@ -69,105 +59,48 @@ else:                 # as a script, or from its own folder
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+__all__ = ["Config", "OGAN", "figures", "pearson_correlation", "scores", "standardise", "train",
+           "training_step"]
 
 # ---------------------------------------------------------------- losses and the training step
 
 
-def standardise(v):
+def standardise(v: Tensor) -> Tensor:
     """N(v) = (v - avg v) / std v over the last dimension, population std; 0 for a constant v."""
     v = v - v.mean(-1, keepdim=True)
     return v / v.square().mean(-1, keepdim=True).clamp(min=1e-12).sqrt()
 
 
-def pearson_correlation(u, v):
+def pearson_correlation(u: Tensor, v: Tensor) -> Tensor:
     """rho(u, v) = avg(N(u) N(v)), (N, n) and (N, n) to (N,) in [-1, 1]; 0 where one is constant."""
     return (standardise(u) * standardise(v)).mean(-1)
 
 
-def latent_loss(kind, latent, code):
-    """What ties E(G(z)) to z, both (N, n): "pearson", -rho; "mse", the squared error averaged over
-    coordinates; "none", 0. Mean over the batch."""
-    if kind == "pearson":
-        return -pearson_correlation(latent, code).mean()
-    if kind == "mse":
-        return F.mse_loss(code, latent)
-    if kind == "none":
-        return code.new_zeros(())
-    raise common.InputError(f"{kind!r} is unknown; choose from {', '.join(LATENT_LOSSES)}")
+def gan_qp_loss(real: Tensor, fake: Tensor, distance: Tensor) -> Tensor:
+    """avg E(x) - avg E(G(z)) + R for E, from the scores of real images and of fakes and each pair's
+    mean squared pixel distance in [-1, 1], (N,) thrice. The paper leaves R's coefficient open; 1/4
+    is the author's code's."""
+    return (real - fake + (real - fake) ** 2 / (4 * distance)).mean()
 
 
-LATENT_LOSSES = ["pearson", "mse", "none"]
+def training_step(model: "OGAN", e_optimizer: torch.optim.Optimizer,
+                  g_optimizer: torch.optim.Optimizer, real: Tensor, *, gan_loss="qp",
+                  latent_loss="pearson", rho_weight=2.0, rho_generator=0.2, codes=0.45,
+                  decorrelation=0.4, batch_mix=0.25,
+                  autocast=contextlib.nullcontext()) -> dict[str, Tensor]:
+    """One joint update of E (the discriminator) and G on images (N, C, H, W), uint8 or in [0, 1].
 
-
-# Most GANs are one scheme: a critic's and a generator's loss of the scores of real and fake images.
-
-def critic_loss(kind, real, fake, distance):
-    """What lowers the scores of real images and raises those of fakes, (N,) and (N,).
-
-    `distance` (N,) is each pair's mean squared pixel distance, images in [-1, 1].
+    The options are those of Config. `autocast` is entered for the forward pass. Returns detached
+    scalars: loss_e, loss_g and, weighted as they were minimised, loss_latent, of which G minimises
+    the fraction rho_generator, and unless its weight is 0 loss_decorrelation, which E does; and the
+    mean scores of real and of fake images, e_real and e_fake.
+    Errors: InputError for images of another shape or type, or an unknown loss.
     """
-    if kind == "qp":                # Su 2018, GAN-QP
-        return (real - fake + (real - fake) ** 2 / (4 * distance)).mean()
-    if kind == "wasserstein":       # Arjovsky et al. 2017, the bare loss
-        return (real - fake).mean()
-    if kind == "nonsaturating":     # Goodfellow et al. 2014
-        return (F.softplus(real) + F.softplus(-fake)).mean()
-    if kind == "hinge":             # Lim and Ye 2017
-        return (F.relu(1 + real) + F.relu(1 - fake)).mean()
-    if kind == "leastsquares":      # Mao et al. 2017
-        return ((real + 1) ** 2 + (fake - 1) ** 2).mean()
-    if kind == "relativistic":      # Jolicoeur-Martineau 2019
-        return F.softplus(real - fake).mean()
-    raise common.InputError(f"{kind!r} is unknown; choose from {', '.join(GAN_LOSSES)}")
-
-
-def generator_loss(kind, real, fake):
-    """What lowers the scores of fakes, for G; (N,) and (N,)."""
-    if kind == "nonsaturating":
-        return F.softplus(fake).mean()
-    if kind == "leastsquares":
-        return ((fake + 1) ** 2).mean()
-    if kind == "relativistic":
-        return F.softplus(fake - real).mean()
-    if kind in ("qp", "wasserstein", "hinge"):
-        return fake.mean()
-    raise common.InputError(f"{kind!r} is unknown; choose from {', '.join(GAN_LOSSES)}")
-
-
-GAN_LOSSES = ["qp", "wasserstein", "nonsaturating", "hinge", "leastsquares", "relativistic"]
-
-
-def decorrelation_loss(code):
-    """How far standardised codes (N, n) are from what z's coordinates are, uncorrelated and of unit
-    variance: |C - I|^2 / n, where C = avg of N(E(x)) N(E(x))^T over the batch."""
-    covariance = code.T @ code / len(code)                                      # (n, n)
-    identity = torch.eye(len(covariance), device=code.device, dtype=code.dtype)
-    return (covariance - identity).square().sum() / len(covariance)
-
-
-def encode_mixed(encoder, real, fake, share):
-    """E(x) and E(G(z)) from two batches, one of real images and one of fakes, which swap a share.
-
-    It matters to batch normalisation alone. 0: each kind by itself; 0.5: as good as one batch.
-    """
-    swapped = round(share * len(real))
-    kept = len(real) - swapped
-    first = encoder(torch.cat([real[swapped:], fake[:swapped]]))
-    second = encoder(torch.cat([fake[swapped:], real[:swapped]]))
-    return torch.cat([second[kept:], first[:kept]]), torch.cat([first[kept:], second[:kept]])
-
-
-def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pearson", rho_weight=2.0,
-                  rho_generator=0.2, codes=0.45, decorrelation=0.4, batch_mix=0.25,
-                  autocast=contextlib.nullcontext()):
-    """One joint update of E (the discriminator) and G on images (N, C, H, W) in [0, 1].
-
-    Returns detached scalars: loss_e, loss_g and, weighted as they were minimised, loss_latent, of
-    which G minimises the fraction rho_generator, and unless its weight is 0 loss_decorrelation,
-    which E does. `autocast` is entered for the forward pass.
-    """
-    real = 2 * common.prepare(real, model) - 1                                  # in [-1, 1]
+    e_loss, g_loss = chosen(GAN_LOSSES, gan_loss)
+    tie = chosen(LATENT_LOSSES, latent_loss)
+    real = 2 * model.floats(real) - 1                                           # in [-1, 1]
     z = model.sample_latent(len(real))
     given = round(codes * len(real))
     with autocast:
@@ -178,10 +111,11 @@ def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pears
     real_score = model.score(real_code)
     fake_score = model.score(fake_code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
-    loss_latent = rho_weight * latent_loss(latent, z, fake_code)
-    loss_e = critic_loss(gan, real_score, fake_score, distance)
-    loss_g = generator_loss(gan, real_score.detach(), fake_score)
-    losses = {"loss_e": loss_e, "loss_g": loss_g, "loss_latent": loss_latent}
+    loss_latent = rho_weight * tie(z, fake_code)
+    loss_e = e_loss(real_score, fake_score, distance)
+    loss_g = g_loss(real_score.detach(), fake_score)
+    losses = {"loss_e": loss_e, "loss_g": loss_g, "loss_latent": loss_latent,
+              "e_real": real_score.mean(), "e_fake": fake_score.mean()}
     if decorrelation:
         losses["loss_decorrelation"] = decorrelation * decorrelation_loss(standardise(real_code))
         loss_e = loss_e + losses["loss_decorrelation"]
@@ -194,32 +128,32 @@ def training_step(model, e_optimizer, g_optimizer, real, gan="qp", latent="pears
     (loss_g + rho_generator * loss_latent).backward(inputs=model.g_parameters())
     e_optimizer.step()
     g_optimizer.step()
-    return {name: loss.detach() for name, loss in losses.items()}
+    return {name: value.detach() for name, value in losses.items()}
 
 
 # ---------------------------------------------------------------- networks
 
 
-class OGAN(nn.Module):
+class OGAN(common.Model):
     """Generator and encoder, which is the discriminator, for images of `shape` (C, H, W), H and W
     multiples of 4.
 
     Images are (N, C, H, W) in [0, 1] in and out; `generator` and `encoder` themselves work in
-    [-1, 1]. Latents are (N, latent). `width` is the channels of the first convolution, `critic`
-    "avg" or "network" (T), `truncation` what `reconstruct` and `interpolate` scale N(E(x)) by.
+    [-1, 1]. z is (N, latent). `width` is the channels of the first convolution, `critic` "avg" or
+    "network" (T), `truncation` what `reconstruct` and `interpolate` scale N(E(x)) by.
     Errors: InputError for sizes that do not fit.
     """
+    METHOD = "ogan"
 
-    def __init__(self, shape=(1, 28, 28), latent=32, width=32, critic="avg", truncation=0.9):
-        super().__init__()
+    def __init__(self, shape: Sequence[int] = (1, 28, 28), latent: int = 32, width: int = 32,
+                 critic: str = "avg", truncation: float = 0.9):
+        super().__init__(shape=tuple(shape), latent=latent, width=width, critic=critic,
+                         truncation=truncation)
         if latent < 2 or critic not in ("avg", "network"):
             raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 latent "
                                     "variables or more, to correlate, and avg or network")
-        self.shape = tuple(shape)
         self.latent = latent
         self.truncation = truncation
-        self.options = {"shape": self.shape, "latent": latent, "width": width, "critic": critic,
-                        "truncation": truncation}                   # for `save`
         self.generator = common.convolutional_generator(latent, shape, width, nn.Tanh())
         self.encoder = nn.Sequential(common.convolutional_trunk(shape, width, slope=0.2),
                                      nn.Linear(16 * width, latent), common.Float32())
@@ -227,64 +161,111 @@ class OGAN(nn.Module):
         if critic == "network":
             self.critic = nn.Sequential(nn.Linear(latent, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         """E: images (N, C, H, W) in [0, 1] to codes (N, latent), not standardised."""
-        return self.encoder(2 * common.prepare(images, self) - 1)
+        return self.encoder(2 * self.floats(images) - 1)
 
-    def score(self, code):
+    def score(self, code: Tensor) -> Tensor:
         """The critic: E(x) (N, latent) to (N,), low for real images."""
         if self.critic is not None:
             return self.critic(code).flatten()
         return code.mean(1)
 
-    def g_parameters(self):
-        """The weights of G, for its optimiser."""
-        return list(self.generator.parameters())
-
-    def e_parameters(self):
+    def e_parameters(self) -> list[nn.Parameter]:
         """The weights of E (and T), for their optimiser."""
-        named = self.named_parameters()
-        return [weight for name, weight in named if not name.startswith("generator.")]
+        return self.other_parameters()
 
-    def to_latent(self, code):
-        """The latents that E's codes (N, latent) stand for: N(E(x))."""
+    def to_latent(self, code: Tensor) -> Tensor:
+        """The z that E's codes (N, latent) stand for: N(E(x))."""
         return standardise(code)
 
-    def sample_latent(self, n, generator=None):
-        """n latents from the prior N(0, I) on the model's device, by a torch.Generator if given."""
-        like = next(self.parameters())
-        return torch.randn(n, self.latent, device=like.device, generator=generator).to(like.dtype)
+    def sample_latent(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """n of z ~ N(0, I), (n, latent), on the model's device; rng in place of torch's numbers."""
+        z = torch.randn(n, self.latent, device=self.device, generator=rng)
+        return z.to(next(self.parameters()).dtype)
 
-    def sample(self, n, generator=None):
+    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """n new images (n, C, H, W) in [0, 1]."""
-        return self.decode(self.sample_latent(n, generator))
+        return self.decode(self.sample_latent(n, rng))
 
-    def decode(self, latent):
-        """G in eval mode: latents (N, latent) to images (N, C, H, W) in [0, 1]."""
-        return common.generate(self, latent) / 2 + 0.5
+    def decode(self, z: Tensor) -> Tensor:
+        """G in eval mode: z (N, latent) to images (N, C, H, W) in [0, 1]."""
+        return self.generate(z) / 2 + 0.5
 
-    def encode(self, images):
-        """N(E(x)) in eval mode: images (N, C, H, W), in [0, 1] or uint8, to latents (N, latent)."""
-        return self.to_latent(common.evaluate(self, images, self))
+    def encode(self, images: Tensor) -> Tensor:
+        """N(E(x)) in eval mode: images (N, C, H, W), in [0, 1] or uint8, to z (N, latent)."""
+        return self.to_latent(self.evaluate(self, images))
 
-    def reconstruct(self, images):
+    def reconstruct(self, images: Tensor) -> Tensor:
         """G(truncation N(E(x))), images (N, C, H, W) in [0, 1], of images in [0, 1] or uint8."""
         return self.decode(self.truncation * self.encode(images))
 
-    def interpolate(self, a, b, steps=10):
+    def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
         """Frames (steps, C, H, W) between the reconstructions of two images (C, H, W)."""
         start, end = self.encode(torch.stack([a, b]))
         t = torch.linspace(0, 1, steps, device=start.device)[:, None]
         return self.decode(self.truncation * self.to_latent(start + t * (end - start)))
 
-    def save(self, path, **optimizers):
-        """Write weights and options, and optimisers by name (e=..., g=...) if any, for `load`."""
-        common.save_model(self, "ogan", path, **optimizers)
 
-    @classmethod
-    def load(cls, path, device="cpu"):
-        """The model in a run folder or saved file, float32 in eval mode; InputError if none."""
-        return common.load_model(cls, "ogan", path, device)
+# ---------------------------------------------------------------- beyond the paper
+
+# Most GANs are one scheme: a loss of the scores of real and fake images for E, and one for G.
+GAN_LOSSES = {
+    "qp":                 # Su 2018
+        (gan_qp_loss,
+         lambda real, fake: fake.mean()),
+    "wasserstein":        # Arjovsky et al. 2017, the bare loss
+        (lambda real, fake, _: (real - fake).mean(),
+         lambda real, fake: fake.mean()),
+    "nonsaturating":      # Goodfellow et al. 2014
+        (lambda real, fake, _: (F.softplus(real) + F.softplus(-fake)).mean(),
+         lambda real, fake: F.softplus(fake).mean()),
+    "hinge":              # Lim and Ye 2017
+        (lambda real, fake, _: (F.relu(1 + real) + F.relu(1 - fake)).mean(),
+         lambda real, fake: fake.mean()),
+    "leastsquares":       # Mao et al. 2017
+        (lambda real, fake, _: ((real + 1) ** 2 + (fake - 1) ** 2).mean(),
+         lambda real, fake: ((fake + 1) ** 2).mean()),
+    "relativistic":       # Jolicoeur-Martineau 2019
+        (lambda real, fake, _: F.softplus(real - fake).mean(),
+         lambda real, fake: F.softplus(fake - real).mean()),
+}
+# What ties E(G(z)) to z, both (N, n).
+LATENT_LOSSES = {
+    "pearson": lambda z, code: -pearson_correlation(z, code).mean(),
+    "mse": lambda z, code: F.mse_loss(code, z),
+    "none": lambda z, code: code.new_zeros(()),
+}
+
+
+def chosen(losses, name):
+    """The loss of that name; InputError if there is none."""
+    if name not in losses:
+        raise common.InputError(f"{name!r} is unknown; choose from {', '.join(losses)}")
+    return losses[name]
+
+
+def decorrelation_loss(code: Tensor) -> Tensor:
+    """How far standardised codes (N, n) are from what z's coordinates are, uncorrelated and of unit
+    variance: |C - I|^2 / n, where C = avg of N(E(x)) N(E(x))^T over the batch (as DeCov, Cogswell
+    et al. 2016, and Barlow Twins, Zbontar et al. 2021, ask of features)."""
+    covariance = code.T @ code / len(code)                                      # (n, n)
+    identity = torch.eye(len(covariance), device=code.device, dtype=code.dtype)
+    return (covariance - identity).square().sum() / len(covariance)
+
+
+def encode_mixed(encoder, real, fake, share):
+    """E(x) and E(G(z)) from two batches, one of real images and one of fakes, which swap a share:
+    ours, for batch normalisation alone.
+
+    0: each kind by itself, as in the author's code: E cannot see, nor tell G, what all fakes have
+    in common, as being too bright. 0.5: as good as one batch, where E wins too easily.
+    """
+    swapped = round(share * len(real))
+    kept = len(real) - swapped
+    first = encoder(torch.cat([real[swapped:], fake[:swapped]]))
+    second = encoder(torch.cat([fake[swapped:], real[:swapped]]))
+    return torch.cat([second[kept:], first[:kept]]), torch.cat([first[kept:], second[:kept]])
 
 
 # ---------------------------------------------------------------- configuration
@@ -302,10 +283,10 @@ class Config(common.RunConfig):
                                 choices=["avg", "network"])
     latent_loss: str = common.option(
         "pearson", "what E(G(z)) should do: correlate with z, equal it, or neither",
-        choices=LATENT_LOSSES)
-    gan_loss: str = common.option("qp", "the GAN", choices=GAN_LOSSES)
+        choices=list(LATENT_LOSSES))
+    gan_loss: str = common.option("qp", "the GAN", choices=list(GAN_LOSSES))
     truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
-    codes: float = common.option(0.45, "share of the latents that are codes of real images", high=1)
+    codes: float = common.option(0.45, "share of z that are codes of real images", high=1)
     decorrelation: float = common.option(0.4, "weight of the decorrelation of real images' codes")
     batch_mix: float = common.option(0.25, "share that E's batches of real images and fakes swap",
                                      high=0.5)
@@ -318,6 +299,7 @@ class Config(common.RunConfig):
     average: float = common.option(0.999, "decay of the moving average that samples and encodes",
                                    high=0.99999)
 
+    METHOD = "ogan"
     PAPER = {"epochs": 5, "width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
              "truncation": 1.0, "codes": 0.0, "decorrelation": 0.0, "batch_mix": 0.0,
              "init": "normal", "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4,
@@ -328,49 +310,73 @@ class Config(common.RunConfig):
         if not self.truncation:
             raise common.InputError("--truncation is 0, which makes all reconstructions one image; "
                                     "expected a positive number, 1 for none")
-        if self.latent_loss == "none":
-            self.refuse_idle("with --latent-loss none", "rho_weight", "rho_generator")
 
 
 # ---------------------------------------------------------------- scores, pictures, training
 
 
-def scores(model, data, samples=10_000, judge=None):
+def scores(model: OGAN, data: common.Data, samples=10_000, judge=None) -> dict:
     """Scores on the test images and on fresh samples, as many as `samples` and training images
     allow; results/README.md has the keys. Those that need `judge` are there with one only."""
-    seeded = torch.Generator(data.images.device).manual_seed(0)
-    latent = model.sample_latent(min(samples, len(data.images)), seeded)
-    codes, features = common.evaluate_samples(model, latent, model, judge)
-    rho = pearson_correlation(latent, codes).mean()
-
+    z = model.sample_latent(min(samples, len(data.images)), model.seeded(0))
+    size = common.batch_for(model.shape)
+    read = common.in_batches(lambda part: model.evaluate(model, model.decode(part)), z, size)
     mean_image = common.in_batches(lambda part: part.sum(0, keepdim=True), data.images).sum(0)
     mean_image = mean_image / len(data.images)
     codes, errors, of_mean, same = [], [], [], []
-    for part in data.test_images.split(common.batch_for(model.shape)):
-        images = part.float() / 255
-        codes.append(common.evaluate(model, images, model))        # E(x)
+    for part in data.test_images.split(size):
+        images = common.floats(part)
+        codes.append(model.evaluate(model, images))                # E(x)
         again = model.decode(model.truncation * model.to_latent(codes[-1]))
         errors.append((again - images).square().sum())
         of_mean.append((mean_image - images).square().sum())
         if judge is not None and judge.task == "classes":
             same.append(judge(again).argmax(1) == judge(images).argmax(1))
     codes = torch.cat(codes)
-    result = {"rho": float(rho), "reconstruction_error": float(sum(errors) / sum(of_mean)),
+    result = {"rho": float(pearson_correlation(z, read).mean()),
+              "reconstruction_error": float(sum(errors) / sum(of_mean)),
               "avg_real": float(codes.mean()), "std_real": float(codes.std(1, correction=0).mean())}
     if judge is not None:
-        result |= judge.scores(data, features)
+        result |= judge.scores(data, model, z)
     if same:
         result["agreement"] = float(torch.cat(same).float().mean())
-        result |= common.encoding_scores(model.encode(data.images), data.labels,
-                                         model.to_latent(codes), data.test_labels)
+        result |= encoding_scores(model.encode(data.images), data.labels, model.to_latent(codes),
+                                  data.test_labels)
     return result
 
 
-def figures(model, data):
-    """What a run shows, name -> (picture, caption), of the same latents and images each time."""
-    seeded = torch.Generator(data.images.device).manual_seed(1)
-    samples = model.decode(model.sample_latent(100, seeded))
-    images = data.test_images[:50].float() / 255
+@torch.no_grad()
+def encoding_scores(z, labels, test_z, test_labels):
+    """How well z (N, n) of training images tell the class of test images, by their labels, which no
+    GAN has seen: `knn_accuracy`, a vote of the 5 nearest in Euclidean distance (a tie goes to the
+    smaller class), and `probe_accuracy`, logistic regression with weight decay 1e-4, by L-BFGS."""
+    classes = int(torch.cat([labels, test_labels]).max()) + 1
+    square = z.square().sum(1)
+    votes = []
+    for part in test_z.split(250):
+        nearest = (2 * part @ z.T - square).topk(min(5, len(z))).indices        # by -distance^2
+        votes.append(F.one_hot(labels[nearest], classes).sum(1).argmax(1))
+    knn = (torch.cat(votes) == test_labels).float().mean()
+    weight = torch.zeros(z.shape[1], classes, device=z.device, requires_grad=True)
+    bias = torch.zeros(classes, device=z.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    @torch.enable_grad()
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(z @ weight + bias, labels) + 1e-4 * weight.square().sum()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    probe = ((test_z @ weight + bias).argmax(1) == test_labels).float().mean()
+    return {"knn_accuracy": float(knn), "probe_accuracy": float(probe)}
+
+
+def figures(model: OGAN, data: common.Data) -> dict:
+    """What a run shows, name -> (uint8 picture (H, W, 1 or 3), caption), of the same z and images
+    each time."""
+    samples = model.sample(100, model.seeded(1))
+    images = common.floats(data.test_images[:50])
     rows = []
     for row in images.split(10):
         rows += [row, model.reconstruct(row)]
@@ -385,40 +391,49 @@ def figures(model, data):
                               "From the reconstruction of one test image to that of the next.")}
 
 
-def train(config):
-    """Train as `config` says, or go on with config.resume; returns the model that samples and
-    encodes (the moving average, where there is one), in eval mode, and the Run."""
-    config, device, data = common.start(config, "ogan")
-    model = OGAN(data.shape, config.latent, config.width, config.critic, config.truncation)
+def train(config: Config) -> tuple[OGAN, common.Run]:
+    """Train as `config` says, or go on as Config.resumed(..) does; returns the model that samples
+    and encodes (the moving average, where there is one), in eval mode, and the Run.
+
+    Errors: InputError for options, data or files that cannot work.
+    """
+    run = common.Run(config)
+    config = run.config
+    model = OGAN(run.data.shape, latent=config.latent, width=config.width, critic=config.critic,
+                 truncation=config.truncation)
     if config.init == "normal":
         model.apply(common.initialise)
-    model.to(device).train()
+    model.to(run.device).train()
     average = common.MovingAverage(model, config.average)
     e_optimizer = common.optimizer(model.e_parameters(), config.lr_encoder, config.optimizer)
     g_optimizer = common.optimizer(model.g_parameters(), config.lr_generator, config.optimizer)
-    autocast = common.autocast(device, config.precision)
+    autocast = common.autocast(run.device, config.precision)
+    run.restore(model=model, average=average, e=e_optimizer, g=g_optimizer)
 
     def step(real):
         losses = training_step(
-            model, e_optimizer, g_optimizer, real, config.gan_loss, config.latent_loss,
-            config.rho_weight, config.rho_generator, config.codes, config.decorrelation,
-            config.batch_mix, autocast)
+            model, e_optimizer, g_optimizer, real, gan_loss=config.gan_loss,
+            latent_loss=config.latent_loss, rho_weight=config.rho_weight,
+            rho_generator=config.rho_generator, codes=config.codes,
+            decorrelation=config.decorrelation, batch_mix=config.batch_mix, autocast=autocast)
         average.update(model)
         return losses
 
-    run = common.Run("ogan", config, data, model, average, {"e": e_optimizer, "g": g_optimizer},
-                     lambda: figures(average.model, data))
-    captured_step = common.Captured(step)
+    if run.is_new:
+        run.report({}, figures(average.model, run.data))
+    step = common.Captured(step)
     for _ in run.epochs():
         for real in run.batches():
-            run.log(captured_step(real))
-        run.end_epoch(lambda: scores(average.model, data, config.samples))
-    run.end(lambda: scores(average.model, data, config.samples, common.Judge.for_data(data)))
+            run.log(step(real))
+        run.report(scores(average.model, run.data, config.samples),
+                   figures(average.model, run.data))
+    judge = common.Judge.for_data(run.data)
+    run.report(scores(average.model, run.data, config.samples, judge))
     return average.model.eval(), run
 
 
 def main(argv=None):
-    common.command_line(train, Config, "ogan", __doc__, argv)
+    common.command_line(train, Config, __doc__, argv)
 
 
 if __name__ == "__main__":
