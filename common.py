@@ -198,7 +198,8 @@ class Model(nn.Module):
     def __init__(self, **options):
         super().__init__()
         self.options = options                        # the constructor's arguments, for `save`
-        self.shape = options["shape"]
+        for name, value in options.items():
+            setattr(self, name, value)
 
     @property
     def device(self):
@@ -240,16 +241,14 @@ class Model(nn.Module):
         Floats a rounding error outside [0, 1], as resizing gives, are clamped. Errors: InputError
         for floats further out.
         """
-        def in_range(part):
-            part = part.to(next(self.parameters()))
-            if part.numel() and not (part.min() >= -1e-3 and part.max() <= 1 + 1e-3):
-                raise InputError(f"images go from {part.min():g} to {part.max():g}; expected "
-                                 "floats in [0, 1], or uint8")
-            return function(part.clamp(0, 1))
-
         self.check(images)
+        if images.is_floating_point() and images.numel():
+            low, high = images.aminmax()
+            if not (low >= -1e-3 and high <= 1 + 1e-3):
+                raise InputError(f"images go from {low:g} to {high:g}; expected floats in [0, 1], "
+                                 "or uint8")
         with evaluating(self):
-            return in_batches(in_range, images)
+            return in_batches(lambda part: function(self.floats(part).clamp(0, 1)), images)
 
     def generate(self, latent):
         """G in eval mode, (N, latent variables) to (N, C, H, W); InputError for another size."""
@@ -267,8 +266,8 @@ class Model(nn.Module):
         Errors: InputError if it cannot be written.
         """
         states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-        write_file(path, saved_bytes({"method": self.METHOD, "options": self.options,
-                                      "model": self.state_dict(), "optimizers": states}))
+        write_file(path, {"method": self.METHOD, "options": self.options,
+                          "model": self.state_dict(), "optimizers": states})
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu"):
@@ -279,15 +278,10 @@ class Model(nn.Module):
         """
         device = pick_device(device)
         state = read_checkpoint(path, cls.METHOD)
-        with fitting(path, cls.METHOD):
-            weights = state.get("model")
-            if weights is None:                       # a run's: the average stands among its parts
-                average = state["parts"]["average"]
-                weights = {name.removeprefix("model."): value for name, value in average.items()}
-                del weights["updates"]
+        with blaming(path, f"a model of this {cls.METHOD}.py"):
             with torch.device("meta"):                # no initial weights, so no random numbers
                 model = cls(**state["options"])
-            model.load_state_dict(weights, assign=True)
+            model.load_state_dict(state["model"], assign=True)
         return model.to(device, torch.float32).eval()
 
 
@@ -309,9 +303,8 @@ SOURCES = {
 IDX_FILES = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
              "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
 # The names that these files go by elsewhere: unpacked, with a dot, after the name of a set.
-IDX_NAMES = [r"(.*-)?train-images[-.]idx3-ubyte(\.gz)?", r"(.*-)?train-labels[-.]idx1-ubyte(\.gz)?",
-             r"(.*-)?(t10k|test)-images[-.]idx3-ubyte(\.gz)?",
-             r"(.*-)?(t10k|test)-labels[-.]idx1-ubyte(\.gz)?"]
+IDX_NAMES = [f"(.*-)?{kind}[-.]idx{i}-ubyte(\\.gz)?" for kind, i in (
+    ("train-images", 3), ("train-labels", 1), ("(t10k|test)-images", 3), ("(t10k|test)-labels", 1))]
 MIRROR_TIMEOUT = 15   # seconds of silence before the next mirror is tried
 
 
@@ -331,7 +324,7 @@ class Data:
         return tuple(self.images.shape[1:])
 
     def limit(self, n):
-        """Keep n random training images, the same each time; all where there are fewer."""
+        """Keep n random training images, or all where there are fewer, the same each time."""
         chosen = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))[:n]
         self.images = self.images[chosen]
         self.labels = None if self.labels is None else self.labels[chosen]
@@ -400,7 +393,7 @@ def find_or_download(name, root):
 def read_folder(folder):
     """The four IDX files of a data set in MNIST's layout that is not MNIST, as tensors."""
     found = [named(pattern, folder) for pattern in IDX_NAMES]
-    if not found[0]:
+    if not any(found):
         raise InputError(f"--data {folder} is a folder; pack its pictures into a FILE.pt by the "
                          "few lines in README.md, Your own images (torch reads no pictures)")
     for file, paths in zip(IDX_FILES, found):
@@ -436,7 +429,7 @@ def download(file, mirrors, checksum, folder):
     tried = []
     for mirror in mirrors:
         before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(MIRROR_TIMEOUT)      # torch alone waits for a silent server for ever
+        socket.setdefaulttimeout(MIRROR_TIMEOUT)      # torch alone waits for ever
         try:
             folder.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(mirror + file, str(part), progress=sys.stderr.isatty())
@@ -455,31 +448,23 @@ def download(file, mirrors, checksum, folder):
 
 def read_idx(path):
     """An IDX file of bytes, packed or not, as a uint8 tensor (yann.lecun.com/exdb/mnist)."""
-    try:
+    with blaming(path, "an IDX file of unsigned bytes, as MNIST's are"):
         content = unpacked(path)
         dimensions = content[3]
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
         pixels = bytearray(content[4 + 4 * dimensions:])
-        if content[:3] != b"\0\0\x08" or len(pixels) != math.prod(shape):
-            raise ValueError
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("another kind of number")
         return torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
-    except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error):
-        raise InputError(f"{path} is no IDX file of unsigned bytes, as MNIST's are") from None
 
 
 def read_file(path):
     """What a user's dict of tensors, saved by torch, holds: images, labels, test images, labels."""
-    try:
+    with blaming(f"--data {path}", "a dict of tensors, nothing else, saved by torch.save, with "
+                 "`images` (N, C, H, W)"):
         content = safe_load(path)
-    except FileNotFoundError:
-        raise InputError(f"--data {path}: no such file") from None
-    except Exception:
-        raise InputError(f"--data {path} cannot be read: cut short, damaged or no dict of tensors, "
-                         "nothing else, saved by torch.save") from None
-    if not isinstance(content, dict) or "images" not in content:
-        raise InputError(f"--data {path} holds no `images`; expected a dict with `images`, (N, C, "
-                         "H, W)")
-    return [content.get(key) for key in ("images", "labels", "test_images", "test_labels")]
+        keys = ("labels", "test_images", "test_labels")
+        return content["images"], *(content.get(key) for key in keys)
 
 
 def own_data(path, images, labels=None, test=None, test_labels=None):
@@ -515,30 +500,32 @@ def own_images(path, key, images):
     """`images` as uint8 (N, C, H, W), where it is certain what is meant: whole numbers from 0 to
     255, floats from 0 to 1, booleans; one channel left out, or one to three channels last."""
     what = type(images).__name__
-    if torch.is_tensor(images):
+    try:
         what = f"{images.dtype} {tuple(images.shape)}"
-        dense = images.layout == torch.strided and not images.is_complex()
-        if dense and len(images.shape) == 3:
+        if images.ndim == 3:
             images = images[:, None]
-        elif dense and images.ndim == 4 and images.shape[1] > 4 and images.shape[3] < 4:
-            images = images.permute(0, 3, 1, 2)       # no image is so narrow: channels last
-        narrow = images.shape[-1] == 4 and images.shape[1] > 4      # or are these?
-        if dense and images.ndim == 4 and len(images) > 1 and images.numel() and not narrow:
-            if images.dtype == torch.bool:
-                return images.byte() * 255
-            whole = not images.is_floating_point()
-            if whole and images.dtype != torch.uint8:
-                images = images.long()                # torch takes no minimum of uint16
-            low, high = images.min().item(), images.max().item()
-            if not whole and low >= -1e-3 and high <= 1 + 1e-3:
-                return (255 * images.clamp(0, 1)).round().byte()
-            if whole and low >= 0 and high <= 255 and high != 1:    # 1 would be all but black
-                return images.byte()
-            what += f", from {low:g} to {high:g}"
-    raise InputError(
-        f"--data {path}: `{key}` is {what}; expected two images or more, (N, C, H, W), uint8 or "
-        "floats from 0 to 1: take x / 255 of floats to 255, (x + 1) / 2 of -1 to 1, 255 * x of "
-        "whole 0 and 1, x.permute(0, 3, 1, 2) of channels last")
+        n, c, _, w = images.shape
+        if c > 4 and w < 4:                           # nothing is so narrow: channels last
+            images = images.permute(0, 3, 1, 2)
+        if images.dtype == torch.bool:
+            images = images.byte() * 255
+        elif not images.is_floating_point() and images.dtype != torch.uint8:
+            images = images.long()                    # torch takes no minimum of uint16
+        low, high = images.min().item(), images.max().item()
+        what += f" from {low:g} to {high:g}"
+        if images.is_floating_point():
+            fits = low >= -1e-3 and high <= 1 + 1e-3
+            images = (255 * images.clamp(0, 1)).round()
+        else:
+            fits = low >= 0 and high <= 255 and high != 1           # 0 and 1 would be all but black
+        if not fits or n < 2 or (c > 4 and w == 4):
+            raise ValueError
+        return images.byte()
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        raise InputError(
+            f"--data {path}: `{key}` is {what}; expected two images or more, (N, C, H, W), uint8 "
+            "or floats from 0 to 1: take x / 255 of floats to 255, (x + 1) / 2 of -1 to 1, 255 * x "
+            "of whole 0 and 1, x.permute(0, 3, 1, 2) of channels last") from None
 
 
 def own_labels(path, key, labels, count):
@@ -676,36 +663,37 @@ def assignment(profit):
         chosen = torch.full((rows,), -1)
         chosen[assignment(profit.T)] = torch.arange(columns)
         return chosen
-    cost = -profit.double()
-    row_price = cost.new_zeros(rows)
-    column_price = cost.new_zeros(columns)
-    row_of = torch.full((columns,), -1)
-    column_of = torch.full((rows,), -1)
+    cost = (-profit.double()).tolist()
+    row_price = [0.0] * rows
+    column_price = [0.0] * columns
+    row_of = [None] * columns
     for start in range(rows):
-        distance = torch.full_like(column_price, math.inf)
-        parent = torch.full_like(row_of, start)
-        settled = torch.zeros_like(row_of, dtype=torch.bool)
-        row, base = start, 0.0
-        while row >= 0:                                # Dijkstra over reduced costs, from `start`
-            step = base + cost[row] - row_price[row] - column_price
-            nearer = ~settled & (step < distance)
-            distance[nearer] = step[nearer]
-            parent[nearer] = row
-            column = int(distance.masked_fill(settled, math.inf).argmin())
-            settled[column] = True
+        distance = [math.inf] * columns
+        parent = [None] * columns
+        settled = []
+        row = start
+        base = 0.0
+        while row is not None:                         # Dijkstra over reduced costs, from `start`
+            unsettled = set(range(columns)) - set(settled)
+            for j in unsettled:
+                step = base + cost[row][j] - row_price[row] - column_price[j]
+                if step < distance[j]:
+                    distance[j] = step
+                    parent[j] = row
+            column = min(unsettled, key=distance.__getitem__)
             base = distance[column]
-            row = int(row_of[column])                  # -1: the column is free, the path ends
-        passed = settled & (row_of >= 0)
-        row_price[row_of[passed]] += base - distance[passed]        # reduced costs stay >= 0
-        column_price[passed] -= base - distance[passed]
+            settled.append(column)
+            row = row_of[column]                       # None: the column is free, the path ends
+        for j in settled[:-1]:                         # reduced costs stay >= 0, and 0 on the path
+            row_price[row_of[j]] += base - distance[j]
+            column_price[j] -= base - distance[j]
         row_price[start] += base
-        while column >= 0:                             # shift the matching along the path
-            row = int(parent[column])
-            before = int(column_of[row])
-            row_of[column] = row
-            column_of[row] = column
-            column = before
-    return column_of
+        while parent[column] != start:                 # shift the matching along the path
+            previous = row_of.index(parent[column])
+            row_of[column] = parent[column]
+            column = previous
+        row_of[column] = start
+    return torch.tensor([row_of.index(row) for row in range(rows)])
 
 
 def contingency(a, b):
@@ -882,16 +870,12 @@ PAGE = """<!doctype html>
 <title>{title}</title><style>
 body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }}
 section {{ display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start }}
-figure {{ margin: 0; max-width: min(100%, 530px) }}
-img {{ max-width: 100%; image-rendering: pixelated }}
-svg {{ width: 240px; border: 1px solid #ddd; font: 12px system-ui }}
-polyline {{ fill: none; stroke: #0a62c9; stroke-width: 2 }}
+figure {{ margin: 0; max-width: min(100%, 530px) }} td {{ text-align: right }}
+img {{ max-width: 100%; image-rendering: pixelated }} svg {{ width: 240px; font-size: 12px }}
 th {{ text-align: left; font-weight: normal; color: #555; padding-right: 1em }}
-td {{ text-align: right }}
-</style>
-<h1>{title}</h1>
+</style><h1>{title}</h1>
 <h2>Pictures</h2><section>{figures}</section>
-<h2>Scores</h2><section>{scores}</section>
+<h2>Scores</h2>{scores}
 <h2>Over training</h2><section>{curves}</section>
 <h2>Configuration</h2>{configuration}
 </html>
@@ -902,23 +886,24 @@ def curve(name, points):
     """An inline SVG line of (epoch, value) points with its range and last value."""
     xs, ys = zip(*points)
     low, high = min(ys), max(ys)
-    dots = []
+    dots = ""
     for x, y in points:
         right = 8 + 224 * (x - xs[0]) / max(xs[-1] - xs[0], 1)
-        dots.append(f"{right:.1f},{88 - 64 * (y - low) / ((high - low) or 1):.1f}")
+        dots += f" {right:.1f},{88 - 64 * (y - low) / ((high - low) or 1):.1f}"
     return (f'<svg viewBox="0 0 240 110" role="img" aria-label="{name}">'
-            f'<text x="8" y="14">{name}: {ys[-1]:.4g}</text><polyline points="{" ".join(dots)}"/>'
+            f'<text x="8" y="14">{name}: {ys[-1]:.4g}</text>'
+            f'<polyline points="{dots}" fill="none" stroke="#0a62c9" stroke-width="2"/>'
             f'<text x="8" y="105">{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}</text></svg>')
 
 
 def table(items):
-    """A dict as an HTML table; the confusion's value is one in its turn."""
+    """An HTML table of a dict; a list of lists, as the confusion is, becomes one in its turn."""
     rows = ""
     for key, value in items.items():
         shown = f"{value:.4g}" if isinstance(value, float) else html.escape(json.dumps(value))
-        if key == "confusion":                         # a row a category, a column a class
-            counts = ["<tr><td>" + "<td>".join(map(str, row)) for row in value]
-            shown = f"<table>{''.join(counts)}</table>"
+        if isinstance(value, list) and value and isinstance(value[0], list):
+            lines = ["<tr><td>" + "<td>".join(map(str, line)) for line in value]
+            shown = f"<table>{''.join(lines)}</table>"
         rows += f"<tr><th>{html.escape(key)}<td>{shown}"
     return f"<table>{rows}</table>"
 
@@ -934,9 +919,9 @@ def page(title, pictures, history, configuration):
         lines = [line for line in history if isinstance(line.get(name), float)]
         if lines:
             curves += curve(html.escape(name), [(line["epoch"], line[name]) for line in lines])
+    scores = history[-1] if history else {}
     return PAGE.format(title=html.escape(title), figures=figures, curves=curves,
-                       scores=table(history[-1] if history else {}),
-                       configuration=table(configuration))
+                       scores=table(scores), configuration=table(configuration))
 
 
 # ---------------------------------------------------------------- options and device
@@ -982,15 +967,15 @@ class RunConfig:
     @classmethod
     def resumed(cls, resume, **changes):
         """The options of a run folder (or its checkpoint.pt), to go on with it, with `changes`: the
-        epochs in all, and the device, data or samples."""
-        for name in sorted(changes):
+        epochs in all, the device, data or samples."""
+        for name in changes:
             if name not in cls.MAY_CHANGE:
                 raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run; "
                                  "leave out one of the two")
         path = Path(resume)
-        with fitting(path, cls.METHOD):
+        changes["resume"] = str(path.parent if path.is_file() else path)
+        with blaming(path, f"a run of this {cls.METHOD}.py"):
             saved = read_checkpoint(path, cls.METHOD)["config"]
-            changes["resume"] = str(path.parent if path.is_file() else path)
             config = cls(**(saved | changes))
         for f in fields(cls):
             if f.name not in saved:
@@ -1031,12 +1016,10 @@ def parse(Config, description, argv=None):
     parser.add_argument("--recipe", choices=["best", "paper"],
                         help="where the defaults of the others come from: best (reliable) or paper "
                         "(as published) (default: best)")
-    flags = ["--recipe"]
     for f in fields(Config):
         default, choices = f.metadata["default"], f.metadata["choices"]
         text = f"{f.metadata['help']} (default: {default!r}"
         text += f"; paper: {Config.PAPER[f.name]!r})" if f.name in Config.PAPER else ")"
-        flags.append(flag_of(f))
         if isinstance(default, bool):
             parser.add_argument(flag_of(f), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(default, list):
@@ -1046,6 +1029,7 @@ def parse(Config, description, argv=None):
                                 metavar=None if choices else type(default).__name__.upper())
     found, unknown = parser.parse_known_args(argv)
     if unknown:
+        flags = [flag_of(f) for f in fields(Config)]
         close = [flag for flag in flags if flag.startswith(unknown[0])]
         close = close or difflib.get_close_matches(unknown[0], flags)
         meant = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -1070,18 +1054,17 @@ def command_line(train, Config, description, argv=None):
         return
     except InputError as error:
         why = str(error)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        why = "out of memory; lower --batch-size or --width, or take smaller images"
-    except OSError as error:
-        if error.filename is not None:   # standard output has no name; files have their own line
-            raise
-        sys.stdout = None
-        why = f"cannot print: {error.strerror}; --resume goes on with what the run saved"
     except KeyboardInterrupt:
         why = "stopped; --resume and the run's folder go on from its last finished epoch"
         status = 130
+    except Exception as error:
+        if out_of_memory(error):
+            why = "out of memory; lower --batch-size or --width, or take smaller images"
+        elif isinstance(error, OSError) and error.filename is None:    # of standard output
+            sys.stdout = None
+            why = f"cannot print: {error.strerror}; --resume goes on with what the run saved"
+        else:
+            raise
     print(f"{Config.METHOD}.py: {why}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -1092,10 +1075,8 @@ def out_of_memory(error):
 
 
 def pick_device(name):
-    """torch.device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; InputError if it is not there.
-
-    `auto` never is MPS, on which nothing here has been run.
-    """
+    """torch.device for `auto` (CUDA or CPU: on MPS nothing here has been run), `cpu`, `cuda`,
+    `cuda:1` or `mps`; InputError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -1176,13 +1157,19 @@ class Captured:
 # ---------------------------------------------------------------- files
 
 def write_file(path, content):
-    """Write bytes or text so that the final name only ever holds a whole file: beside it, under a
-    name that no other writer has, to the disk, then renamed. InputError if that fails; what the
-    name held before is kept."""
+    """Write bytes, text or what torch.save takes so that the final name only ever holds a whole
+    file: beside it, under a name that no other writer has, to the disk, then renamed. InputError if
+    that fails; what the name held before is kept."""
     part = Path(f"{path}.{secrets.token_hex(4)}.part")
+    if isinstance(content, str):
+        content = content.encode()
+    elif not isinstance(content, bytes):
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        content = buffer.getvalue()
     try:
         with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -1191,13 +1178,6 @@ def write_file(path, content):
             part.unlink()
         raise InputError(f"{path} cannot be written: {error.strerror}; what it held before is "
                          "kept; see to folder and disk, then go on (a run with --resume)") from None
-
-
-def saved_bytes(state):
-    """What torch.save would write, as bytes."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def safe_load(path):
@@ -1212,59 +1192,55 @@ def safe_load(path):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+@contextlib.contextmanager
+def blaming(path, what):
+    """A context in which a file is read and its contents are used: whatever they lack, or have too
+    much, becomes an InputError that says what was expected."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected {what}") from None
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{path} is cut short, damaged or of another kind or version ({why}); "
+                         f"expected {what}") from None
+
+
 def read_checkpoint(path, method):
     """The dict in a saved model or checkpoint.pt (or in the run folder `path`) of that method, on
     the CPU; InputError if it is not one."""
     path = Path(path).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path
-    try:
+    with blaming(path, f"a run folder or saved model of {method}.py"):
         state = safe_load(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint; give a run folder or saved model") from None
-    except Exception:
-        raise InputError(f"{path} cannot be read as a checkpoint: cut short, damaged or of another "
-                         "kind") from None
-    if not isinstance(state, dict) or state.get("method") != method:
-        raise InputError(f"{path} is no checkpoint of {method}.py; give one that it wrote")
-    with fitting(path, method):
+        if state["method"] != method:
+            raise ValueError(f"{state['method']}.py's")
         return modern(state)
 
 
 def modern(state):
     """A saved model or checkpoint as versions before `--trunk` wrote it, under today's names."""
     def renamed(weights):
-        for old, new in (("trunk.", "d_trunk."), ("q_heads.0.", "q_head."), ("q_heads.1.", "q_moments.")):
-            weights = {(new + name.removeprefix(old) if name.startswith(old) else name): value for name, value in weights.items()}
-        return weights
+        text = "\n".join(weights)
+        for old, new in ("trunk", "d_trunk"), ("q_heads.0", "q_head"), ("q_heads.1", "q_moments"):
+            text = re.sub(f"^{old}\\b", new, text, flags=re.MULTILINE)
+        return dict(zip(text.split("\n"), weights.values()))
 
     for options in (state["options"], state.get("config", {})):
         if "separate_q" in options:
             shared = "detached" if options.pop("detach_trunk", False) else "shared"
             options["trunk"] = "own" if options.pop("separate_q") else shared
-    if "model" in state:
-        state["model"] = renamed(state["model"])
-    if "average_updates" in state:                    # a run's
-        average = renamed(state["average"] or state["model"])
-        average = {f"model.{name}": value for name, value in average.items()}
+    latest = state["model"] = renamed(state["model"])
+    if "average_updates" in state:                     # a run's
+        state["model"] = renamed(state["average"] or latest)
+        average = {f"model.{name}": value for name, value in state["model"].items()}
         average["updates"] = state["average_updates"]
-        state["parts"] = {"model": state.pop("model"), "average": average, **state["optimizers"]}
+        state["parts"] = {"model": latest, "average": average, **state["optimizers"]}
     return state
-
-
-@contextlib.contextmanager
-def fitting(path, method):
-    """A context in which a checkpoint's contents are used: what they lack, or have too much for
-    this code, becomes an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if out_of_memory(error):
-            raise
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} does not fit this {method}.py ({type(error).__name__}: {why}); "
-                         "take the version that wrote it") from None
 
 
 def refuse_taken(out):
@@ -1385,7 +1361,7 @@ class Run:
         method = self.config.METHOD
         if self.config.resume:
             self.folder = Path(self.config.resume)
-            with fitting(self.folder, method):
+            with blaming(self.folder, f"a run of this {method}.py"):
                 self._take_up(read_checkpoint(self.folder, method))
         for part in parts.values() if self.processes > 1 else ():
             if isinstance(part, torch.optim.Optimizer):
@@ -1529,13 +1505,14 @@ class Run:
         write_file(self.folder / "metrics.jsonl", "".join(lines))
         write_file(self.folder / "index.html", self._page())
         on_cuda = self.device.type == "cuda"
-        write_file(self.folder / "checkpoint.pt", saved_bytes({
+        write_file(self.folder / "checkpoint.pt", {
             "method": self.config.METHOD, "options": self.parts["model"].options,
-            "config": asdict(self.config), "epoch": self.epoch, "history": self.history,
-            "captions": self.captions, "fingerprint": self.fingerprint,
+            "model": self.parts["average"].model.state_dict(), "config": asdict(self.config),
+            "epoch": self.epoch, "history": self.history, "captions": self.captions,
+            "fingerprint": self.fingerprint,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None}))
+            "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None})
 
     def _page(self):
         pictures = {}

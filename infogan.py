@@ -6,36 +6,33 @@
 
 Chen, Duan, Houthooft, Schulman, Sutskever and Abbeel 2016, arXiv 1606.03657.
 
-The generator G makes an image from noise z and codes c = (categories c1.., continuous c2, c3..).
-The recognition network Q(c|x) predicts the codes from the image; in the paper it is a second head
-on the discriminator D, here by default a network of its own. Rewarding right predictions maximises
-a lower bound of the mutual information I(c; G(z, c)), so each code comes to mean something visible:
-on MNIST the category is the digit, the continuous codes are its style, such as slant.
+G makes an image from noise z and codes c, categories c1.. and continuous c2, c3... The recognition
+network Q(c|x) predicts the codes from the image: in the paper a second head on the discriminator D,
+here by default a network of its own. Rewarding right predictions maximises a lower bound of the
+mutual information I(c; G(z, c)), so each code comes to mean something visible: on MNIST the
+category is the digit, the continuous codes are its style, such as slant.
 
     V(D, G) = E log D(x) + E log(1 - D(G(z, c)))                          (1)  the GAN
     L_I(G, Q) = E[log Q(c | G(z, c))] + H(c)  <=  I(c; G(z, c))           (5)  in nats
     min over G, Q  max over D   V(D, G) - lambda L_I(G, Q)                (6)
 
---recipe paper trains so. The default adds, each with its flag and its measured worth in
-results/README.md:
+--recipe paper trains so. The default differs by these flags, measured in results/README.md:
 
     --invariance 10      Q puts two warps of a real image in one category, all equally frequent
-    --warm-up 2          and learns that first, from pairs of nearest neighbours, in two epochs
-    --trunk own          Q has layers of its own; shared: D's, as in the paper; detached: D's, but
-                         L_I trains Q's head and G alone, which is (6) to the letter
+    --warm-up 2          and learns that first, on pairs of nearest neighbours, for two epochs
+    --trunk own          Q has its own layers; shared: D's, as in the paper; detached: D's, but L_I
+                         trains Q's head and G alone, (6) to the letter
     --lr-discriminator   5e-4, for 2e-4
     --init torch         torch's initial weights, for N(0, 0.02)
     --average 0.998      moving averages of all weights sample and encode
     --width 32           half of the paper's channels, for a laptop
-    --augment            (off) D sees warped images: for few images, or in colour
 
-Where the paper is silent or the authors' code departs from it: G minimises -log D(G), as in the
-code; Q predicts a code's mean and deviation (the code fixes that at 1); lambda is 1 for categories
-and 0.1 for continuous codes (the paper: "smaller"; the code: 1); H of a continuous code is that of
-its uniform prior; z is uniform on (-1, 1), as in the code.
+Both follow the authors' code where the paper is silent: G minimises -log D(G), z is uniform on
+(-1, 1). Unlike it Q predicts a code's deviation too, H of a continuous code is its uniform prior's,
+and lambda is 0.1 for continuous codes (the paper: "smaller"; the code: 1).
 
-    python infogan.py               # MNIST: accuracy 0.9875 +- 0.0009 over ten seeds, 8 minutes on
-                                    # two cores of an AMD EPYC, training 8.4 seconds on an H200
+    python infogan.py      # MNIST: accuracy 0.9875 +- 0.0009 (n = 10) in 8 minutes on two cores
+
     from infogan import InfoGAN
     model = InfoGAN.load("runs/infogan-1")
     images = model.sample(8, categorical=3, continuous=[0.0, 1.5])     # (8, 1, 28, 28) in [0, 1]
@@ -59,8 +56,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Codes", "Config", "InfoGAN", "Latent", "figures", "scores", "train", "training_step",
-           "warm_up"]
+__all__ = ["Codes", "Config", "InfoGAN", "Latent", "train", "training_step", "warm_up"]
+
+Given = float | Sequence | Tensor | None      # codes to hold fixed: one number for all, or tensors
 
 # ---------------------------------------------------------------- losses and the training step
 
@@ -111,15 +109,15 @@ def training_step(model: "InfoGAN", d_optimizer: torch.optim.Optimizer,
                   autocast=contextlib.nullcontext()) -> dict[str, Tensor]:
     """One update of D and Q, then one of G, on images (N, C, H, W), uint8 or in [0, 1].
 
-    lambda_categorical and lambda_continuous weigh L_I, invariance weighs `invariance_loss`, augment
-    is `look`'s. `autocast` is entered for the forward passes of each update, never across one: it
-    may keep copies of weights that change there. Returns detached scalars: the losses, weighted as
-    they were minimised, loss_d, loss_g, loss_information (of G's update) and, unless its weight is
-    0, loss_invariance; and mean D of real and of fake images in D's update, d_real and d_fake.
+    The options are Config's. `autocast` is entered for the forward passes of each update, never
+    across one: it may keep copies of weights that change there. Returns detached scalars: losses,
+    weighted as they were minimised, loss_d, loss_g, loss_information (of G's update) and, unless
+    its weight is 0, loss_invariance; in D's update mean D(x) and D(G), d_real and d_fake.
     Errors: InputError for images of another shape or type.
     """
     weights = {"code_range": model.code_range, "lambda_categorical": lambda_categorical,
                "lambda_continuous": lambda_continuous}
+    detach_trunk = model.trunk == "detached"
     real = model.floats(real)
     latent = model.sample_latent(len(real))
     target = model.split_latent(latent)
@@ -127,14 +125,14 @@ def training_step(model: "InfoGAN", d_optimizer: torch.optim.Optimizer,
     # (1) D tells real from fake; Q predicts the codes of the fake
     with autocast:
         fake = model.generator(latent)
-        real_logit, fake_logit, codes = look(model, fake.detach(), real, augment, model.detached)
+        real_logit, fake_logit, codes = look(model, fake.detach(), real, augment, detach_trunk)
     losses = {"loss_d": discriminator_loss(real_logit, fake_logit)}
     d_scores = {"d_real": real_logit.sigmoid().mean(), "d_fake": fake_logit.sigmoid().mean()}
     loss_q = information_loss(codes, target, **weights)
     if invariance > 0 and model.categorical:  # and puts two warps of a real image in one category
         warps = warp(torch.cat([real, real]))
         with autocast:
-            pair = model.posterior(warps, model.detached).categorical[0].chunk(2)
+            pair = model.posterior(warps, detach_trunk).categorical[0].chunk(2)
         losses["loss_invariance"] = invariance * invariance_loss(*pair)
         loss_q = loss_q + losses["loss_invariance"]
     d_optimizer.zero_grad()
@@ -181,7 +179,7 @@ class InfoGAN(common.Model):
     Errors: InputError for sizes that do not fit.
     """
     METHOD = "infogan"
-    TRUNKS = ("own", "shared", "detached")
+    TRUNKS = ["own", "shared", "detached"]
 
     def __init__(self, shape: Sequence[int] = (1, 28, 28), noise: int = 62,
                  categorical: Sequence[int] = (10,), continuous: int = 2, code_range: float = 1.0,
@@ -194,11 +192,6 @@ class InfoGAN(common.Model):
             raise common.InputError(
                 f"categorical is {categorical}, code_range {code_range}, trunk {trunk!r}; expected "
                 "2 categories or more, a positive range, and own, shared or detached")
-        self.noise = noise
-        self.categorical = list(categorical)
-        self.continuous = continuous
-        self.code_range = code_range
-        self.detached = trunk == "detached"
         logits, moments = sum(categorical), 2 * continuous
 
         def head(size):
@@ -210,7 +203,7 @@ class InfoGAN(common.Model):
                                                         nn.Sigmoid())
         self.d_trunk = common.convolutional_trunk(shape, width, slope=0.1)
         self.d_head = nn.Sequential(nn.Linear(16 * width, 1), common.Float32(), nn.Flatten(0))
-        self.q_trunk = None
+        self.q_trunk, self.q_moments = None, None
         if trunk == "own":
             self.q_trunk = common.convolutional_trunk(shape, width, slope=0.1)
         # On a trunk of its own, categories and continuous codes have a hidden layer each: one that
@@ -220,26 +213,23 @@ class InfoGAN(common.Model):
             self.q_moments = head(moments)
         else:
             self.q_head = head(logits + moments)
-            self.q_moments = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Codes]:
-        """D and Q: images (N, C, H, W) in [0, 1] to real-or-fake logits (N,) and Codes of logits."""
+        """D and Q: images (N, C, H, W) in [0, 1] to real-or-fake logits (N,) and Codes."""
         return self.discriminate_and_encode(self.floats(images))
 
-    # Of images that `floats` made or G drew; `detach_trunk` keeps Q's gradient from D's trunk.
+    # The next four take what `floats` or G made; `detach_trunk` keeps Q's gradient from D's trunk.
 
     def discriminate_and_encode(self, images, detach_trunk=False):
         """D and Q: images (N, C, H, W) to logits (N,) and Codes."""
         features = self.d_trunk(images)                                         # (N, 16 width)
-        logit = self.d_head(features)                                           # (N,)
-        return logit, self.split_output(self.q(images, detach_trunk, features))
+        return self.d_head(features), self.split_output(self.q(images, detach_trunk, features))
 
     def discriminate(self, images):
         """D: images (N, C, H, W) to logits (N,)."""
         if self.q_trunk is not None:
             return self.d_head(self.d_trunk(images))
-        logit, _ = self.discriminate_and_encode(images)      # Q's batch normalisation meets them
-        return logit
+        return self.discriminate_and_encode(images)[0]       # Q's batch normalisation meets them
 
     def posterior(self, images, detach_trunk=False):
         """Q(c|x): images (N, C, H, W) to Codes."""
@@ -253,9 +243,10 @@ class InfoGAN(common.Model):
             features = self.d_trunk(images)
         if detach_trunk:
             features = features.detach()
-        if self.q_moments is None:
-            return self.q_head(features)
-        return torch.cat([self.q_head(features), self.q_moments(features)], 1)
+        output = self.q_head(features)
+        if self.q_moments is not None:
+            output = torch.cat([output, self.q_moments(features)], 1)
+        return output
 
     def split_output(self, output):
         """Q's output (N, sum of category sizes + 2 continuous) as Codes."""
@@ -267,8 +258,7 @@ class InfoGAN(common.Model):
         """The weights of D and Q, for their optimiser."""
         return self.other_parameters()
 
-    def sample_latent(self, n: int, categorical: int | Sequence | Tensor | None = None,
-                      continuous: float | Sequence | Tensor | None = None,
+    def sample_latent(self, n: int, categorical: Given = None, continuous: Given = None,
                       rng: torch.Generator | None = None) -> Tensor:
         """n latents from the prior on the model's device, the codes that are given held fixed.
 
@@ -292,7 +282,7 @@ class InfoGAN(common.Model):
                 raise common.InputError(f"continuous is {tuple(given.shape)}; expected what "
                                         f"broadcasts to ({n}, {self.continuous})") from None
         onehots = [F.one_hot(column, k) for column, k in zip(columns, self.categorical)]
-        return torch.cat([noise, *onehots, values], 1).to(next(self.parameters()).dtype)
+        return torch.cat([noise, *onehots, values], 1).to(next(self.parameters()))
 
     def _given_categories(self, categorical, n):
         """`sample_latent`'s categories as one column (n,) for each code they are for."""
@@ -316,8 +306,7 @@ class InfoGAN(common.Model):
         noise, *onehots, values = latent.split(sizes, dim=1)
         return Latent(noise, onehots, values)
 
-    def sample(self, n: int, categorical: int | Sequence | Tensor | None = None,
-               continuous: float | Sequence | Tensor | None = None,
+    def sample(self, n: int, categorical: Given = None, continuous: Given = None,
                rng: torch.Generator | None = None) -> Tensor:
         """n new images (n, C, H, W) in [0, 1]; arguments as for `sample_latent`."""
         return self.decode(self.sample_latent(n, categorical, continuous, rng))

@@ -152,8 +152,6 @@ class OGAN(common.Model):
         if latent < 2 or critic not in ("avg", "network"):
             raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 latent "
                                     "variables or more, to correlate, and avg or network")
-        self.latent = latent
-        self.truncation = truncation
         self.generator = common.convolutional_generator(latent, shape, width, nn.Tanh())
         self.encoder = nn.Sequential(common.convolutional_trunk(shape, width, slope=0.2),
                                      nn.Linear(16 * width, latent), common.Float32())
@@ -182,7 +180,7 @@ class OGAN(common.Model):
     def sample_latent(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """n of z ~ N(0, I), (n, latent), on the model's device; rng in place of torch's numbers."""
         z = torch.randn(n, self.latent, device=self.device, generator=rng)
-        return z.to(next(self.parameters()).dtype)
+        return z.to(next(self.parameters()))
 
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """n new images (n, C, H, W) in [0, 1]."""
