@@ -502,6 +502,8 @@ def own_images(path, key, images):
     what = type(images).__name__
     try:
         what = f"{images.dtype} {tuple(images.shape)}"
+        if images.is_complex():
+            raise ValueError
         if images.ndim == 3:
             images = images[:, None]
         n, c, _, w = images.shape
@@ -653,47 +655,34 @@ def draw_digits(n, seed=0, points=64, blur=0.8):
 # ---------------------------------------------------------------- scores
 
 def assignment(profit):
-    """The column for each row of `profit` (R, K), one-to-one, that maximises the sum; int64 (R,).
-
-    Exact: the Hungarian method (Kuhn 1955) by shortest augmenting paths. -1 where R > K leaves a
-    row without a column.
-    """
+    """The column for each row of whole numbers (R, K), one-to-one, that maximises the sum; int64
+    (R,), -1 where R > K leaves a row without one. Exact: row by row along the shortest augmenting
+    path (the Hungarian method, Kuhn 1955), which is found by Bellman's and Ford's relaxation."""
     rows, columns = profit.shape
     if rows > columns:
-        chosen = torch.full((rows,), -1)
-        chosen[assignment(profit.T)] = torch.arange(columns)
-        return chosen
-    cost = (-profit.double()).tolist()
-    row_price = [0.0] * rows
-    column_price = [0.0] * columns
-    row_of = [None] * columns
+        match = torch.full((rows,), -1)
+        match[assignment(profit.T)] = torch.arange(columns)
+        return match
+    cost = -profit.double()
+    match = torch.full((rows,), -1)
     for start in range(rows):
-        distance = [math.inf] * columns
-        parent = [None] * columns
-        settled = []
-        row = start
-        base = 0.0
-        while row is not None:                         # Dijkstra over reduced costs, from `start`
-            unsettled = set(range(columns)) - set(settled)
-            for j in unsettled:
-                step = base + cost[row][j] - row_price[row] - column_price[j]
-                if step < distance[j]:
-                    distance[j] = step
-                    parent[j] = row
-            column = min(unsettled, key=distance.__getitem__)
-            base = distance[column]
-            settled.append(column)
-            row = row_of[column]                       # None: the column is free, the path ends
-        for j in settled[:-1]:                         # reduced costs stay >= 0, and 0 on the path
-            row_price[row_of[j]] += base - distance[j]
-            column_price[j] -= base - distance[j]
-        row_price[start] += base
-        while parent[column] != start:                 # shift the matching along the path
-            previous = row_of.index(parent[column])
-            row_of[column] = parent[column]
-            column = previous
-        row_of[column] = start
-    return torch.tensor([row_of.index(row) for row in range(rows)])
+        taken = match[:start]                          # the columns of the rows before
+        distance = cost[start].clone()                 # from this row to each column
+        parent = torch.full((columns,), start)         # the row before a column on the way
+        for _ in range(start):                         # by a taken column, its row, and on from it
+            detour = (distance - cost[:start])[torch.arange(start), taken]
+            step, row = (detour[:, None] + cost[:start]).min(0)
+            nearer = step < distance
+            distance[nearer] = step[nearer]
+            parent[nearer] = row[nearer]
+        distance[taken] = math.inf
+        column = int(distance.argmin())                # the nearest that is free
+        while column >= 0:                             # shift the matching along the path
+            row = parent[column].item()
+            before = match[row].item()
+            match[row] = column
+            column = before
+    return match
 
 
 def contingency(a, b):
@@ -790,6 +779,7 @@ class Judge(nn.Module):
         return images, labels
 
     def fit(self, images, labels, epochs=3):
+        """Train on uint8 images (N, C, H, W) to tell labels (N,), or without them the flips."""
         batch = min(128, len(images))
         steps = len(images) // batch
         optimizer = torch.optim.Adam(self.parameters())
@@ -868,7 +858,7 @@ def png(picture):
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }}
+body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 1em }}
 section {{ display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start }}
 figure {{ margin: 0; max-width: min(100%, 530px) }} td {{ text-align: right }}
 img {{ max-width: 100%; image-rendering: pixelated }} svg {{ width: 240px; font-size: 12px }}
@@ -1339,8 +1329,8 @@ class Run:
         count = len(self.data.images)
         self.size = min(config.batch_size, count)
         if config.batch_size % self.processes or self.size < 2 * self.processes:
-            raise InputError(f"{count} images in batches of --batch-size {config.batch_size} cannot "
-                             f"be split over {self.processes} processes, 2 or more for each")
+            raise InputError(f"{count} images in batches of --batch-size {config.batch_size} cannot"
+                             f" be split over {self.processes} processes, 2 or more for each")
         self.fingerprint = fingerprint(self.data)
         self.data.to(self.device)
         name = self.data.name
@@ -1378,9 +1368,9 @@ class Run:
                       "threads": torch.get_num_threads(), "processes": self.processes,
                       "torch": str(torch.__version__), "python": platform.python_version(),
                       "image_shape": list(self.data.shape), "parameters": weights}
-        write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
         print(f"{method}: {len(self.data.images)} images of {self.data.name} {self.data.shape}, on "
               f"{self.device} in {self.config.precision}, into {self.folder}", flush=True)
+        write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
 
     def _take_up(self, state):
         """Go on from a checkpoint; InputError if this run is another one."""
@@ -1489,12 +1479,6 @@ class Run:
             self.history[-1] |= scores
             for key in ("seed", "device", "precision", "threads", "torch", "parameters"):
                 self.history[-1][key] = self.about[key]
-            clear = "\r\033[K" if sys.stdout.isatty() else ""
-            when = f"epoch {self.epoch}/{self.config.epochs}" if ended else "scores"
-            print(f"{clear}{when}  {brief(self.history[-1] if ended else scores)}", flush=True)
-            for key, value in scores.items():
-                if value is None:
-                    print(f"{key} is not defined here: the images are too few, or all alike")
         for name, (picture, caption) in (figures or {}).items():
             write_file(self.folder / f"{name}.png", png(picture))
             self.captions[name] = caption
@@ -1513,6 +1497,13 @@ class Run:
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None})
+        if scores:
+            clear = "\r\033[K" if ended and sys.stdout.isatty() else ""
+            when = f"epoch {self.epoch}/{self.config.epochs}" if ended else "scores"
+            print(f"{clear}{when}  {brief(self.history[-1] if ended else scores)}", flush=True)
+        for key, value in scores.items():
+            if value is None:
+                print(f"{key} is not defined here: the images are too few, or all alike")
 
     def _page(self):
         pictures = {}

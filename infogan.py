@@ -110,9 +110,9 @@ def training_step(model: "InfoGAN", d_optimizer: torch.optim.Optimizer,
     """One update of D and Q, then one of G, on images (N, C, H, W), uint8 or in [0, 1].
 
     The options are Config's. `autocast` is entered for the forward passes of each update, never
-    across one: it may keep copies of weights that change there. Returns detached scalars: losses,
-    weighted as they were minimised, loss_d, loss_g, loss_information (of G's update) and, unless
-    its weight is 0, loss_invariance; in D's update mean D(x) and D(G), d_real and d_fake.
+    across one: it may keep copies of weights that change there. Returns detached scalars: loss_d,
+    loss_g and, weighted, loss_information (of G's update) and loss_invariance, unless that is 0;
+    mean D(x) and D(G) in D's update, d_real and d_fake.
     Errors: InputError for images of another shape or type.
     """
     weights = {"code_range": model.code_range, "lambda_categorical": lambda_categorical,
@@ -272,8 +272,8 @@ class InfoGAN(common.Model):
         columns = [torch.randint(k, (n,), **random) for k in self.categorical]
         values = (torch.rand(n, self.continuous, **random) * 2 - 1) * self.code_range
         if categorical is not None:
-            for i, column in enumerate(self._given_categories(categorical, n)):
-                columns[i] = column
+            given = self._given_categories(categorical, n)
+            columns[:len(given)] = given
         if continuous is not None:
             given = torch.as_tensor(continuous, dtype=torch.float32, device=self.device)
             try:
@@ -289,16 +289,14 @@ class InfoGAN(common.Model):
         given = torch.as_tensor(categorical, device=self.device)
         if given.ndim == 0 or given.shape == (n,):
             given = given.expand(n)[:, None]
-        fits = given.ndim == 2 and len(given) == n and given.shape[1] <= len(self.categorical)
-        if not fits or given.is_floating_point():
-            raise common.InputError(f"categorical is {tuple(given.shape)}; expected whole numbers, "
-                                    f"one, ({n},) or ({n}, {len(self.categorical)})")
-        columns = given.long().unbind(1)
-        for i, (column, k) in enumerate(zip(columns, self.categorical), 1):
-            if ((column < 0) | (column >= k)).any():
-                raise common.InputError(f"categorical code {i} has categories 0 to {k - 1}; got "
-                                        f"{column.tolist()}")
-        return columns
+        sizes = torch.tensor(self.categorical, device=self.device)
+        fits = given.ndim == 2 and len(given) == n and given.shape[1] <= len(sizes)
+        if not fits or given.is_floating_point() or (given < 0).any() or (
+                given >= sizes[:given.shape[1]]).any():
+            raise common.InputError(
+                f"categorical is {given.tolist()}; expected whole numbers from 0 to below "
+                f"{self.categorical}: one, ({n},) or ({n}, {len(sizes)})")
+        return given.long().unbind(1)
 
     def split_latent(self, latent: Tensor) -> Latent:
         """Latents (N, noise + codes) as a Latent."""

@@ -9,8 +9,8 @@ Su 2019, arXiv 1903.01931.
 The critic of a GAN gives one number for each image. Here the discriminator E gives a vector E(x):
 its mean over the coordinates is that number, and its shape, once mean and deviation are taken out,
 should be the latent that the image came from. avg, std and the standardised rest are functionally
-independent of one another, so E has room for both; that they still compete in training, and at what
-price, is measured in results/README.md.
+independent of one another, so E has room for both; what they cost each other in training is
+measured in results/README.md.
 
     N(v) = (v - avg v) / std v,   rho(u, v) = avg(N(u) N(v))     over one sample's coordinates
     E minimises   avg E(x) - avg E(G(z)) + R - lambda rho(z, E(G(z)))
@@ -19,28 +19,26 @@ price, is measured in results/README.md.
     encode: N(E(x)),   reconstruct: G(N(E(x)))
 
 A low score means real, a high one fake: the opposite of most repositories. std is the population's.
-
 Why correlation and not squared error: |N(z) - N(E(G(z)))|^2 = 2 n (1 - rho), so rho is the squared
 error with mean and std left free. Plain squared error pins all n coordinates of E(G(z)), the mean
 too: a fake scores as z would, whatever G makes of it.
 
---recipe paper takes the settings of the author's code, on MNIST's networks and without its
-truncation. The default plays the same game on others, each with its flag and its measured worth in
-results/README.md:
+--recipe paper trains so, with the settings of the author's code but for its truncation, on networks
+for MNIST. The default differs by these flags, measured in results/README.md:
 
     --rho-weight 2       lambda, for 0.5; and --rho-generator 0.2: G minimises that fraction of it
     --latent 32          latent variables, for 128
-    --codes 0.45         the share of the latents that are codes N(E(x)) of real images, for none
+    --codes 0.45         the share of z that are codes N(E(x)) of real images, for none
     --decorrelation 0.4  these codes' coordinates uncorrelated and of unit variance, as z's are
-    --batch-mix 0.25     the share that E's batches of real images and fakes swap
-    --truncation 0.9     N(E(x)) is scaled by it before G in reconstructions
+    --batch-mix 0.25     the share that E's batches of real images and of fakes swap, for none
+    --truncation 0.9     N(E(x)) is scaled by it before G in reconstructions, as in the code
     --optimizer adam     at 5e-4 for E and 1e-3 for G, for RMSprop at 1e-4
     --init torch         torch's initial weights, for N(0, 0.02)
     --average 0.999      moving averages of all weights sample and encode
     --width 32           half the channels, for a laptop
 
-    python ogan.py                  # MNIST: of 97.5 % of the reconstructions a classifier says the
-                                    # same digit (n = 5); 10 minutes on two cores of an AMD EPYC
+    python ogan.py         # MNIST: 97.5 % of the reconstructions keep the digit (n = 5), 10 minutes
+
     from ogan import OGAN
     model = OGAN.load("runs/ogan-1")
     z = model.encode(images)                          # images (N, 1, 28, 28) in [0, 1] -> (N, 32)
@@ -61,8 +59,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Config", "OGAN", "figures", "pearson_correlation", "scores", "standardise", "train",
-           "training_step"]
+__all__ = ["Config", "OGAN", "pearson_correlation", "standardise", "train", "training_step"]
 
 # ---------------------------------------------------------------- losses and the training step
 
@@ -79,9 +76,8 @@ def pearson_correlation(u: Tensor, v: Tensor) -> Tensor:
 
 
 def gan_qp_loss(real: Tensor, fake: Tensor, distance: Tensor) -> Tensor:
-    """avg E(x) - avg E(G(z)) + R for E, from the scores of real images and of fakes and each pair's
-    mean squared pixel distance in [-1, 1], (N,) thrice. The paper leaves R's coefficient open; 1/4
-    is the author's code's."""
+    """avg E(x) - avg E(G(z)) + R, for E, from the scores of real and fake images and the mean
+    squared pixel distance of each pair, in [-1, 1]; (N,) thrice. R's 1/4 is the author's code's."""
     return (real - fake + (real - fake) ** 2 / (4 * distance)).mean()
 
 
@@ -92,10 +88,9 @@ def training_step(model: "OGAN", e_optimizer: torch.optim.Optimizer,
                   autocast=contextlib.nullcontext()) -> dict[str, Tensor]:
     """One joint update of E (the discriminator) and G on images (N, C, H, W), uint8 or in [0, 1].
 
-    The options are those of Config. `autocast` is entered for the forward pass. Returns detached
-    scalars: loss_e, loss_g and, weighted as they were minimised, loss_latent, of which G minimises
-    the fraction rho_generator, and unless its weight is 0 loss_decorrelation, which E does; and the
-    mean scores of real and of fake images, e_real and e_fake.
+    The options are Config's; `autocast` is entered for the forward pass. Returns detached scalars:
+    loss_e, loss_g and, weighted, loss_latent, of which G minimises the fraction rho_generator, and
+    unless its weight is 0 loss_decorrelation, E's; mean scores of real and fake, e_real and e_fake.
     Errors: InputError for images of another shape or type, or an unknown loss.
     """
     e_loss, g_loss = chosen(GAN_LOSSES, gan_loss)
@@ -253,17 +248,16 @@ def decorrelation_loss(code: Tensor) -> Tensor:
 
 
 def encode_mixed(encoder, real, fake, share):
-    """E(x) and E(G(z)) from two batches, one of real images and one of fakes, which swap a share:
-    ours, for batch normalisation alone.
+    """E(x) and E(G(z)) from a batch of real images and one of fakes, which swap a share: ours, for
+    batch normalisation alone.
 
     0: each kind by itself, as in the author's code: E cannot see, nor tell G, what all fakes have
     in common, as being too bright. 0.5: as good as one batch, where E wins too easily.
     """
-    swapped = round(share * len(real))
-    kept = len(real) - swapped
-    first = encoder(torch.cat([real[swapped:], fake[:swapped]]))
-    second = encoder(torch.cat([fake[swapped:], real[:swapped]]))
-    return torch.cat([second[kept:], first[:kept]]), torch.cat([first[kept:], second[:kept]])
+    n = round(share * len(real))
+    one = encoder(torch.cat([fake[:n], real[n:]]))
+    other = encoder(torch.cat([real[:n], fake[n:]]))
+    return torch.cat([other[:n], one[n:]]), torch.cat([one[:n], other[n:]])
 
 
 # ---------------------------------------------------------------- configuration

@@ -41,11 +41,11 @@ def squared_error(a, b):
     return 0.5 * (a - b).square().flatten(1).sum(1)
 
 
-def training_step(model, e_optimizer, g_optimizer, real, form="introvae", alpha=0.25, margin=30.0,
-                  beta=5.0, beta_negative=30.0, autocast=contextlib.nullcontext()):
-    """One update of E, then one of G, on images (N, C, H, W) in [0, 1]; returns detached scalars:
-    loss_e, loss_g and their parts kl_real, kl_fake (of samples) and loss_ae."""
-    real = 2 * common.prepare(real, model) - 1
+def training_step(model, e_optimizer, g_optimizer, real, *, form="introvae", alpha=0.25,
+                  margin=30.0, beta=5.0, beta_negative=30.0, autocast=contextlib.nullcontext()):
+    """One update of E, then one of G, on images (N, C, H, W), uint8 or in [0, 1]; returns detached
+    scalars: loss_e, loss_g and their parts kl_real, kl_fake (of samples) and loss_ae."""
+    real = 2 * model.floats(real) - 1
     prior = model.sample_latent(len(real))
     scale = 1 / real[0].numel()                       # Soft-IntroVAE's s
 
@@ -106,6 +106,7 @@ def training_step(model, e_optimizer, g_optimizer, real, form="introvae", alpha=
 
 class IntroVAE(ogan.OGAN):
     """OGAN's networks; E gives mean and log variance, and the mean is the code."""
+    METHOD = "introvae"
 
     def __init__(self, shape=(1, 28, 28), latent=32, width=32):
         super().__init__(shape, latent, width, truncation=1.0)
@@ -122,7 +123,7 @@ class IntroVAE(ogan.OGAN):
 
     def forward(self, images):
         """The posterior's mean: images (N, C, H, W) in [0, 1] to (N, latent)."""
-        return self.posterior(2 * common.prepare(images, self) - 1)[0]
+        return self.posterior(2 * self.floats(images) - 1)[0]
 
     def to_latent(self, code):
         return code
@@ -144,6 +145,8 @@ class Config(common.RunConfig):
     average: float = common.option(0.998, "decay of the moving average that samples and encodes",
                                    high=0.99999)
 
+    METHOD = "introvae"
+
 
 def scores(model, data, samples=10_000, judge=None):
     """`ogan.scores`, without what says something of a critic alone."""
@@ -154,33 +157,38 @@ def scores(model, data, samples=10_000, judge=None):
 
 def train(config):
     """Train as `config` says; returns the model and the Run."""
-    config, device, data = common.start(config, "introvae")
-    model = IntroVAE(data.shape, config.latent, config.width).to(device).train()
+    run = common.Run(config)
+    config = run.config
+    model = IntroVAE(run.data.shape, config.latent, config.width).to(run.device).train()
     average = common.MovingAverage(model, config.average)
     e_optimizer = common.optimizer(model.e_parameters(), config.lr_encoder)
     g_optimizer = common.optimizer(model.g_parameters(), config.lr_generator)
-    autocast = common.autocast(device, config.precision)
+    autocast = common.autocast(run.device, config.precision)
+    run.restore(model=model, average=average, e=e_optimizer, g=g_optimizer)
 
     def step_of(form):
         def step(real):
-            losses = training_step(model, e_optimizer, g_optimizer, real, form, config.alpha,
-                                   config.margin, config.beta, config.beta_negative, autocast)
+            losses = training_step(
+                model, e_optimizer, g_optimizer, real, form=form, alpha=config.alpha,
+                margin=config.margin, beta=config.beta, beta_negative=config.beta_negative,
+                autocast=autocast)
             average.update(model)
             return losses
         return common.Captured(step)
 
-    optimizers = {"e": e_optimizer, "g": g_optimizer}
-    run = common.Run("introvae", config, data, model, average, optimizers,
-                     lambda: ogan.figures(average.model, data))
+    if run.is_new:
+        run.report({}, ogan.figures(average.model, run.data))
     vae, game = step_of("vae"), step_of(config.form)
     for epoch in run.epochs():
         step = vae if epoch <= config.vae_epochs else game
         for real in run.batches():
             run.log(step(real))
-        run.end_epoch(lambda: scores(average.model, data, config.samples))
-    run.end(lambda: scores(average.model, data, config.samples, common.Judge.for_data(data)))
+        run.report(scores(average.model, run.data, config.samples),
+                   ogan.figures(average.model, run.data))
+    judge = common.Judge.for_data(run.data)
+    run.report(scores(average.model, run.data, config.samples, judge))
     return average.model.eval(), run
 
 
 if __name__ == "__main__":
-    common.command_line(train, Config, "introvae", __doc__)
+    common.command_line(train, Config, __doc__)

@@ -55,7 +55,7 @@ def measures(folder, base=Path()):
     model = infogan.InfoGAN.load(folder)
     data = common.load_data(config["data"], Path(base, config["data_root"]))
     n = min(config["samples"], len(data.images))
-    latent = model.sample_latent(n, generator=torch.Generator().manual_seed(0))
+    latent = model.sample_latent(n, rng=model.seeded(0))
     result = {}
     if model.continuous:
         judge = common.Judge.for_data(data)
@@ -92,7 +92,7 @@ def judges(folders):
         distances[task] = []
         for folder, config in zip(folders, configs):
             cls = infogan.InfoGAN if config["method"] == "infogan" else ogan.OGAN
-            samples = cls.load(folder).sample(10_000, generator=torch.Generator().manual_seed(0))
+            samples = cls.load(folder).sample(10_000, rng=torch.Generator().manual_seed(0))
             features = common.in_batches(judge.features, samples)
             distances[task].append(common.frechet_distance(features, test))
     ranks = rank_correlation(*(torch.tensor(found) for found in distances.values()))
@@ -285,7 +285,7 @@ def run(command, seed, flags, jobs, record, keep):
             return {"failed": done.stderr.strip()[-300:]}
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         result = lines[-1] | measures(folder, ROOT)
-        result["seconds"] = sum(line["seconds"] for line in lines)
+        result["seconds"] = sum(line.get("seconds", 0) for line in lines)
         for name, value in record.get("reach", {}).items():
             result[f"seconds_to_{name}_{value:g}"] = seconds_to(lines, name, value)
         for name in record.get("history", []):
@@ -300,7 +300,7 @@ def seconds_to(lines, name, value):
     """Training seconds until an epoch ended with score `name` at `value` or more; None if never."""
     seconds = 0.0
     for line in lines:
-        seconds += line["seconds"]
+        seconds += line.get("seconds", 0)
         if line.get(name, 0) >= value:
             return seconds
     return None
