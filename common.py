@@ -192,14 +192,12 @@ def in_batches(function, tensor, size=None):
 
 class Model(nn.Module):
     """The base of both methods' models: images are checked at the border, many are taken a few at a
-    time, files are written and read. A subclass has a METHOD, a `generator` and its options."""
-    METHOD = ""
+    time, files are written and read. A subclass has a METHOD and a `generator`."""
 
     def __init__(self, **options):
         super().__init__()
         self.options = options                        # the constructor's arguments, for `save`
-        for name, value in options.items():
-            setattr(self, name, value)
+        vars(self).update(options)
 
     @property
     def device(self):
@@ -213,8 +211,8 @@ class Model(nn.Module):
         """The weights of G, for its optimiser."""
         return list(self.generator.parameters())
 
-    def other_parameters(self):
-        """The weights of all but G, for the other optimiser."""
+    def other_parameters(self) -> list[nn.Parameter]:
+        """The weights of all but G, for the other player's optimiser."""
         named = self.named_parameters()
         return [weight for name, weight in named if not name.startswith("generator.")]
 
@@ -250,8 +248,8 @@ class Model(nn.Module):
         with evaluating(self):
             return in_batches(lambda part: function(self.floats(part).clamp(0, 1)), images)
 
-    def generate(self, latent):
-        """G in eval mode, (N, latent variables) to (N, C, H, W); InputError for another size."""
+    def decode(self, latent: Tensor) -> Tensor:
+        """G in eval mode, latents (N, .) to images (N, C, H, W); InputError for another size."""
         size = self.generator[0].in_features
         if not torch.is_tensor(latent) or latent.ndim != 2 or latent.shape[1] != size:
             what = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
@@ -330,10 +328,10 @@ class Data:
         self.labels = None if self.labels is None else self.labels[chosen]
 
     def to(self, device):
-        """Move every image and label to that device."""
-        for key in ("images", "labels", "test_images", "test_labels"):
-            if getattr(self, key) is not None:
-                setattr(self, key, getattr(self, key).to(device))
+        """Move all tensors to that device."""
+        for name, value in vars(self).items():
+            if torch.is_tensor(value):
+                setattr(self, name, value.to(device))
 
 
 def load_data(name: str, root: str | Path = "data") -> Data:
@@ -538,26 +536,17 @@ def own_labels(path, key, labels, count):
     what = type(labels).__name__
     try:
         found = torch.as_tensor(labels)
-        if torch.is_tensor(labels):
-            what = f"{found.dtype} {tuple(found.shape)}"
-        if found.layout != torch.strided or found.is_complex():
-            raise ValueError
+        what = f"{found.dtype} {tuple(found.shape)}"
         whole = found.long()
-        if found.is_floating_point() and (whole != found).any():
-            raise ValueError
-        if whole.shape == (count, 1):
-            whole = whole.flatten()
-        if whole.ndim == 2:                           # one-hot rows
-            classes = whole.argmax(1)
-            if not whole.equal(F.one_hot(classes, whole.shape[1])):
-                raise ValueError
-            whole = classes
-        if whole.shape != (count,) or whole.min() < 0 or whole.max() > 999:
-            raise ValueError
-        return whole
-    except (ValueError, TypeError, RuntimeError):
-        raise InputError(f"--data {path}: the labels of `{key}` are {what}; expected a whole "
-                         f"number from 0 to 999 for each of {count} images") from None
+        if found.ndim == 2 and whole.equal(F.one_hot(whole.argmax(1), found.shape[1])):
+            whole = found = whole.argmax(1)
+        right = (whole == found.double()).all() and whole.min() >= 0 and whole.max() <= 999
+        if right and len(whole) == whole.numel() == count and not found.is_complex():
+            return whole.flatten()
+    except (ValueError, TypeError, RuntimeError):      # no tensor, or one that has no numbers here
+        pass
+    raise InputError(f"--data {path}: the labels of `{key}` are {what}; expected a whole number "
+                     f"from 0 to 999 for each of {count} images")
 
 
 # ---------------------------------------------------------------- drawn digits
@@ -1020,10 +1009,10 @@ def parse(Config, description, argv=None):
     found, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [flag_of(f) for f in fields(Config)]
-        close = [flag for flag in flags if flag.startswith(unknown[0])]
-        close = close or difflib.get_close_matches(unknown[0], flags)
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        meant = [flag for flag in flags if flag.startswith(unknown[0])]
+        meant = meant or difflib.get_close_matches(unknown[0], flags)
+        hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     given = vars(found)
     if given.get("resume"):
         return Config.resumed(**given)
@@ -1110,11 +1099,9 @@ def optimizer(parameters, rate, kind="adam"):
 
 class Captured:
     """A training step, batch -> losses, that on CUDA becomes one graph: networks this small wait
-    for kernel launches otherwise.
-
-    The first steps run as they are, on a stream of their own, as capture wants; then one is
-    recorded, and replayed from there on. Whatever is a Python number in the step, such as a
-    learning rate, is frozen into the recording; random numbers are new in each replay.
+    for kernel launches otherwise. The first steps run as they are, on a stream of their own, as
+    capture wants; then one is recorded, and replayed from there on. Python numbers in the step,
+    such as a learning rate, are frozen into it; random numbers are new in each replay.
     """
     WARM_UP = 3
 
@@ -1484,7 +1471,7 @@ class Run:
             self.captions[name] = caption
             if name == "samples" and self.epoch & (self.epoch - 1) == 0:        # 0, 1, 2, 4, 8 ..
                 write_file(self.folder / f"samples-{self.epoch}.png", png(picture))
-                self.captions[f"samples-{self.epoch}"] = f"Samples after {self.epoch} epochs."
+                self.captions[f"samples-{self.epoch}"] = f"Samples, epoch {self.epoch}."
         lines = [json.dumps(line) + "\n" for line in self.history]
         write_file(self.folder / "metrics.jsonl", "".join(lines))
         write_file(self.folder / "index.html", self._page())
@@ -1507,8 +1494,8 @@ class Run:
 
     def _page(self):
         pictures = {}
-        for name, caption in self.captions.items():
-            pictures[name] = (self.folder / f"{name}.png").read_bytes(), caption
+        for name in sorted(self.captions, key=lambda name: name.startswith("samples-")):
+            pictures[name] = (self.folder / f"{name}.png").read_bytes(), self.captions[name]
         shown = self.about | {"data": self.data.name}
         for private in ("data_root", "out", "resume"):
             del shown[private]

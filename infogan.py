@@ -55,13 +55,13 @@ else:                 # as a script, or from its own folder
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 __all__ = ["Codes", "Config", "InfoGAN", "Latent", "train", "training_step", "warm_up"]
 
 Given = float | Sequence | Tensor | None      # codes to hold fixed: one number for all, or tensors
 
 # ---------------------------------------------------------------- losses and the training step
-
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """-E log D(x) - E log(1 - D(G)), Equation 1 for D, from logits (N,) and (N,)."""
@@ -103,9 +103,8 @@ def look(model, fake, real=None, augment=False, detach_trunk=False):
     return real_logit, *model.discriminate_and_encode(fake, detach_trunk)
 
 
-def training_step(model: "InfoGAN", d_optimizer: torch.optim.Optimizer,
-                  g_optimizer: torch.optim.Optimizer, real: Tensor, *, lambda_categorical=1.0,
-                  lambda_continuous=0.1, invariance=10.0, augment=False,
+def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimizer, real: Tensor,
+                  *, lambda_categorical=1.0, lambda_continuous=0.1, invariance=10.0, augment=False,
                   autocast=contextlib.nullcontext()) -> dict[str, Tensor]:
     """One update of D and Q, then one of G, on images (N, C, H, W), uint8 or in [0, 1].
 
@@ -152,7 +151,6 @@ def training_step(model: "InfoGAN", d_optimizer: torch.optim.Optimizer,
 
 # ---------------------------------------------------------------- networks
 
-
 class Latent(NamedTuple):
     """The parts of N latents: noise (N, noise), one-hot (N, K) a category, continuous codes."""
     noise: Tensor
@@ -186,13 +184,13 @@ class InfoGAN(common.Model):
                  width: int = 32, trunk: str = "own"):
         super().__init__(shape=tuple(shape), noise=noise, categorical=list(categorical),
                          continuous=continuous, code_range=code_range, width=width, trunk=trunk)
-        if not categorical and not continuous:
-            raise common.InputError("no categorical and no continuous codes; InfoGAN needs one")
-        if any(k < 2 for k in categorical) or code_range <= 0 or trunk not in self.TRUNKS:
-            raise common.InputError(
-                f"categorical is {categorical}, code_range {code_range}, trunk {trunk!r}; expected "
-                "2 categories or more, a positive range, and own, shared or detached")
         logits, moments = sum(categorical), 2 * continuous
+        fits = logits + moments > 0 and all(k > 1 for k in categorical) and code_range > 0
+        if not fits or trunk not in self.TRUNKS:
+            raise common.InputError(
+                f"categorical is {categorical}, continuous {continuous}, code_range {code_range}, "
+                f"trunk {trunk!r}; expected one code or more, 2 categories or more, a positive "
+                "range, and own, shared or detached")
 
         def head(size):
             return nn.Sequential(
@@ -218,7 +216,7 @@ class InfoGAN(common.Model):
         """D and Q: images (N, C, H, W) in [0, 1] to real-or-fake logits (N,) and Codes."""
         return self.discriminate_and_encode(self.floats(images))
 
-    # The next four take what `floats` or G made; `detach_trunk` keeps Q's gradient from D's trunk.
+    # What follows takes images that `floats` or G made; detach_trunk keeps Q's gradient from D's.
 
     def discriminate_and_encode(self, images, detach_trunk=False):
         """D and Q: images (N, C, H, W) to logits (N,) and Codes."""
@@ -254,9 +252,7 @@ class InfoGAN(common.Model):
         *logits, mean, raw_std = output.split(sizes, dim=1)
         return Codes(logits, mean, F.softplus(raw_std) + 0.01)
 
-    def d_parameters(self) -> list[nn.Parameter]:
-        """The weights of D and Q, for their optimiser."""
-        return self.other_parameters()
+    d_parameters = common.Model.other_parameters             # those of D and Q
 
     def sample_latent(self, n: int, categorical: Given = None, continuous: Given = None,
                       rng: torch.Generator | None = None) -> Tensor:
@@ -309,10 +305,6 @@ class InfoGAN(common.Model):
         """n new images (n, C, H, W) in [0, 1]; arguments as for `sample_latent`."""
         return self.decode(self.sample_latent(n, categorical, continuous, rng))
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """G in eval mode: latents (N, noise + codes) to images (N, C, H, W) in [0, 1]."""
-        return self.generate(latent)
-
     def encode(self, images: Tensor) -> Codes:
         """Q in eval mode: images (N, C, H, W), in [0, 1] or uint8, to Codes of probabilities."""
         logits, mean, std = self.split_output(self.evaluate(self.q, images))
@@ -320,7 +312,6 @@ class InfoGAN(common.Model):
 
 
 # ---------------------------------------------------------------- beyond the paper
-
 
 def invariance_loss(logits: Tensor, logits_again: Tensor, balance=2.0) -> Tensor:
     """-(I(c1; c1') + balance H(c1)) in nats, c1 and c1' the categories of two views of each image.
@@ -391,10 +382,10 @@ def warm_up(model: InfoGAN, images: Tensor, epochs: int = 2, heads: int = 8, rat
     """Before the first step: train Q's first category by `invariance_loss` on real images (N, C, H,
     W) alone, uint8 or in [0, 1], each paired with one of its nearest neighbours, both warped.
 
-    A warp never makes a plain seven of a barred one; their neighbours join them (pairs of
-    neighbours: SCAN, Van Gansbeke et al. 2020). Which classes end in one category is settled early
-    and by chance, so `heads` copies of Q's head, each with its own random weights, learn on one
-    trunk, and Q keeps the one with the lowest loss (IIC's sub-heads).
+    A warp never makes a plain seven of a barred one; their neighbours join them (as pairs: SCAN,
+    Van Gansbeke et al. 2020). Which classes end in one category is settled early and by chance, so
+    `heads` copies of Q's head, each with random weights of its own, learn on one trunk, and Q keeps
+    the one with the lowest loss (sub-heads: IIC).
     Errors: InputError for images that do not fit, or a model without categories.
     """
     if not model.categorical:
@@ -434,14 +425,13 @@ def warm_up(model: InfoGAN, images: Tensor, epochs: int = 2, heads: int = 8, rat
 
 # ---------------------------------------------------------------- configuration
 
-
 @dataclass
 class Config(common.RunConfig):
     """The options of a run, for `train` and as flags; `Config.paper()` has them as published."""
     noise: int = common.option(62, "noise variables z, which nobody predicts")
     categorical: list[int] = common.option([10], "sizes of the categorical codes, or none", low=2)
     continuous: int = common.option(2, "number of continuous codes")
-    code_range: float = common.option(1.0, "continuous codes are uniform on (-r, r)")
+    code_range: float = common.option(1.0, "continuous codes are uniform on (-r, r)", low=1e-6)
     lambda_categorical: float = common.option(1.0, "weight of L_I for the categorical codes")
     lambda_continuous: float = common.option(0.1, "weight of L_I for the continuous codes")
     trunk: str = common.option(
@@ -464,14 +454,11 @@ class Config(common.RunConfig):
     def __post_init__(self):
         super().__post_init__()
         if not self.categorical and not self.continuous:
-            raise common.InputError("--categorical and --continuous are both empty; InfoGAN needs "
-                                    "at least one code")
-        if not self.code_range:
-            raise common.InputError("--code-range is 0; expected a positive number, e.g. 1.0")
+            raise common.InputError("--categorical and --continuous are both empty; expected at "
+                                    "least one code")
 
 
 # ---------------------------------------------------------------- scores, pictures, training
-
 
 def scores(model: InfoGAN, data: common.Data, samples=10_000, judge=None) -> dict:
     """Scores on the test images and on fresh samples, as many as `samples` and training images
@@ -508,31 +495,27 @@ def figures(model: InfoGAN) -> dict:
     alike down a column; c2, c3..: a continuous code over twice its range, a row for each category.
     """
     rng = model.seeded(1)
-    shown = {}
-
-    def show(name, latent, caption):
-        shown[name] = common.grid(model.decode(latent), 10), caption
-
-    show("samples", model.sample_latent(100, rng=rng), "Samples.")
+    shown = {"samples": (model.sample_latent(100, rng=rng), "Samples.")}
     columns = model.sample_latent(10, rng=rng)
     rows = model.sample_latent(10, rng=rng)
     start = model.noise                                           # where a code's columns begin
-    for i, k in enumerate(model.categorical):
+    for i, k in enumerate(model.categorical, 1):
+        onehots = torch.eye(k, device=model.device)
         latent = columns.repeat(k, 1)
-        latent[:, start:start + k] = torch.eye(k, device=model.device).repeat_interleave(10, 0)
-        name = f"traversal{i + 1}" if i else "traversal"
-        show(name, latent, f"A row is a category of c{i + 1}.")
-        if i == 0:
+        latent[:, start:start + k] = onehots.repeat_interleave(10, 0)
+        shown[f"traversal{i}" if i > 1 else "traversal"] = latent, f"A row is a category of c{i}."
+        if i == 1:
             rows = columns[:1].repeat(k, 1)
-            rows[:, start:start + k] = torch.eye(k, device=model.device)
+            rows[:, start:start + k] = onehots
         start += k
     sweep = torch.linspace(-2, 2, 10, device=model.device) * model.code_range
     for j in range(model.continuous):
         name = f"c{len(model.categorical) + 1 + j}"
         latent = rows.repeat_interleave(10, 0)
         latent[:, start + j] = sweep.repeat(len(rows))
-        show(name, latent, f"{name} from {sweep[0]:g} to {sweep[-1]:g}, twice its range.")
-    return shown
+        shown[name] = latent, f"{name} from {sweep[0]:g} to {sweep[-1]:g}, twice its range."
+    return {name: (common.grid(model.decode(latent), 10), caption)
+            for name, (latent, caption) in shown.items()}
 
 
 def train(config: Config) -> tuple[InfoGAN, common.Run]:
@@ -571,8 +554,8 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
             warm_up(model, run.data.images, config.warm_up, batch_size=config.batch_size,
                     autocast=autocast)
             common.share(*model.state_dict().values())
-            seconds = {"seconds": time.perf_counter() - began}
-            run.report(seconds | clustering(model, run.data))
+            seconds = time.perf_counter() - began
+            run.report({"seconds": seconds} | clustering(model, run.data))
     step = common.Captured(step)
     for _ in run.epochs():
         for real in run.batches():

@@ -58,11 +58,11 @@ else:                 # as a script, or from its own folder
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 __all__ = ["Config", "OGAN", "pearson_correlation", "standardise", "train", "training_step"]
 
 # ---------------------------------------------------------------- losses and the training step
-
 
 def standardise(v: Tensor) -> Tensor:
     """N(v) = (v - avg v) / std v over the last dimension, population std; 0 for a constant v."""
@@ -81,10 +81,9 @@ def gan_qp_loss(real: Tensor, fake: Tensor, distance: Tensor) -> Tensor:
     return (real - fake + (real - fake) ** 2 / (4 * distance)).mean()
 
 
-def training_step(model: "OGAN", e_optimizer: torch.optim.Optimizer,
-                  g_optimizer: torch.optim.Optimizer, real: Tensor, *, gan_loss="qp",
-                  latent_loss="pearson", rho_weight=2.0, rho_generator=0.2, codes=0.45,
-                  decorrelation=0.4, batch_mix=0.25,
+def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer, real: Tensor, *,
+                  gan_loss="qp", latent_loss="pearson", rho_weight=2.0, rho_generator=0.2,
+                  codes=0.45, decorrelation=0.4, batch_mix=0.25,
                   autocast=contextlib.nullcontext()) -> dict[str, Tensor]:
     """One joint update of E (the discriminator) and G on images (N, C, H, W), uint8 or in [0, 1].
 
@@ -128,7 +127,6 @@ def training_step(model: "OGAN", e_optimizer: torch.optim.Optimizer,
 
 # ---------------------------------------------------------------- networks
 
-
 class OGAN(common.Model):
     """Generator and encoder, which is the discriminator, for images of `shape` (C, H, W), H and W
     multiples of 4.
@@ -164,9 +162,7 @@ class OGAN(common.Model):
             return self.critic(code).flatten()
         return code.mean(1)
 
-    def e_parameters(self) -> list[nn.Parameter]:
-        """The weights of E (and T), for their optimiser."""
-        return self.other_parameters()
+    e_parameters = common.Model.other_parameters             # those of E (and T)
 
     def to_latent(self, code: Tensor) -> Tensor:
         """The z that E's codes (N, latent) stand for: N(E(x))."""
@@ -183,7 +179,7 @@ class OGAN(common.Model):
 
     def decode(self, z: Tensor) -> Tensor:
         """G in eval mode: z (N, latent) to images (N, C, H, W) in [0, 1]."""
-        return self.generate(z) / 2 + 0.5
+        return super().decode(z) / 2 + 0.5
 
     def encode(self, images: Tensor) -> Tensor:
         """N(E(x)) in eval mode: images (N, C, H, W), in [0, 1] or uint8, to z (N, latent)."""
@@ -262,7 +258,6 @@ def encode_mixed(encoder, real, fake, share):
 
 # ---------------------------------------------------------------- configuration
 
-
 @dataclass
 class Config(common.RunConfig):
     """The options of a run, for `train` and as flags; `Config.paper()` has them as published."""
@@ -277,7 +272,8 @@ class Config(common.RunConfig):
         "pearson", "what E(G(z)) should do: correlate with z, equal it, or neither",
         choices=list(LATENT_LOSSES))
     gan_loss: str = common.option("qp", "the GAN", choices=list(GAN_LOSSES))
-    truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate")
+    truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate",
+                                      low=1e-6)
     codes: float = common.option(0.45, "share of z that are codes of real images", high=1)
     decorrelation: float = common.option(0.4, "weight of the decorrelation of real images' codes")
     batch_mix: float = common.option(0.25, "share that E's batches of real images and fakes swap",
@@ -297,15 +293,8 @@ class Config(common.RunConfig):
              "init": "normal", "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4,
              "average": 0.0}
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.truncation:
-            raise common.InputError("--truncation is 0, which makes all reconstructions one image; "
-                                    "expected a positive number, 1 for none")
-
 
 # ---------------------------------------------------------------- scores, pictures, training
-
 
 def scores(model: OGAN, data: common.Data, samples=10_000, judge=None) -> dict:
     """Scores on the test images and on fresh samples, as many as `samples` and training images

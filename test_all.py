@@ -1373,7 +1373,7 @@ def test_sizes_are_checked():
     for shape in ((1, 30, 30), (1, 28, 30), (0, 28, 28), (1, 0, 28)):
         for cls in MODELS.values():
             refused(lambda cls=cls, shape=shape: cls(shape), "multiples of 4")
-    refused(lambda: infogan.InfoGAN(categorical=(), continuous=0), "InfoGAN needs one")
+    refused(lambda: infogan.InfoGAN(categorical=(), continuous=0), "one code or more")
     refused(lambda: infogan.InfoGAN(categorical=(10, 1)), "2 categories or more")
     refused(lambda: infogan.InfoGAN(code_range=0.0), "positive range")
     refused(lambda: infogan.InfoGAN(trunk="half"), "own, shared or detached")
@@ -2053,7 +2053,7 @@ def killed_and_resumed(method, random_kills, every):
 def test_sigkill_loses_nothing():
     if not hasattr(os, "fork"):
         raise unittest.SkipTest("no fork on this system")
-    kills, every, methods = (30, 2, METHODS) if LONG else (1, 24, ["ogan"])
+    kills, every, methods = (30, 2, METHODS) if LONG else (1, 36, ["ogan"])
     for method in methods:
         code = ("import test_all, torch; torch.hub.set_dir('hub'); "
                 f"print(*test_all.killed_and_resumed('{method}', {kills}, {every}))")
@@ -3011,7 +3011,7 @@ def test_the_readmes_name_every_flag_and_key():
 
 def test_links_in_the_readmes_lead_somewhere():
     for path in (HERE / "README.md", HERE / "results" / "README.md",
-                 HERE / "results" / "README.zh.md"):
+                 HERE / "results" / "README.zh.md", HERE / "findings" / "README.md"):
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
             if not link.startswith("http"):
                 assert (path.parent / link).exists(), (path.name, link)

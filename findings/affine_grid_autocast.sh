@@ -1,7 +1,7 @@
 #!/bin/sh
-# torch 2.13.0: under autocast F.affine_grid gives coordinates in half precision, for the bmm inside it
-# is on autocast's list. F.grid_sample takes them without a word: a warp that augments a GAN's images
-# misses by 0.07 pixels at 28x28 and by 0.6 at 256x256.
+# torch 2.13.0: under autocast F.affine_grid gives coordinates in half precision, for the bmm inside
+# it is on autocast's list. F.grid_sample takes them without a word: a warp that augments a GAN's
+# images misses by 0.07 pixels at 28x28 and by 0.6 at 256x256.
 #
 # Output seen:
 #   28x28 bfloat16: grid in torch.bfloat16, off by 0.07 pixels

@@ -1,6 +1,6 @@
 #!/bin/sh
-# torchinfo 1.8.0 (torch 2.13.0): total_mult_adds takes every weight of a transposed convolution once
-# for each output pixel. With stride s it is used for each input pixel, so a generator's layers of
+# torchinfo 1.8.0 (torch 2.13.0): total_mult_adds takes every weight of a transposed convolution
+# once for each output pixel. It is used once for each input pixel, so a generator's layers of
 # stride 2 count four times what they do, beside a discriminator's that count right.
 #
 # Output seen (multiplications and additions: torchinfo, torch.utils.flop_counter):

@@ -1,7 +1,7 @@
 #!/bin/sh
-# torchmetrics 1.9.0 (torch 2.13.0): adjusted_rand_score multiplies counts of pairs as integers, which
-# overflow at some 100,000 labels, without a word: -19.8, 0.88, 3.7 for clusterings that agree at
-# 0.49, where the score is at most 1. scikit-learn 1.9.1 has it right, up to a million and beyond.
+# torchmetrics 1.9.0 (torch 2.13.0): from some 100,000 labels on adjusted_rand_score is wrong
+# without a word, as where products of counts of pairs overflow: -19.8, 0.88, 3.7 for clusterings
+# that agree at 0.49, where the score is at most 1. scikit-learn 1.9.1 has it right.
 #
 # Output seen (labels: torchmetrics, scikit-learn):
 #   50000: 0.490 0.490
