@@ -497,35 +497,30 @@ def own_data(path, images, labels=None, test=None, test_labels=None):
 def own_images(path, key, images):
     """`images` as uint8 (N, C, H, W), where it is certain what is meant: whole numbers from 0 to
     255, floats from 0 to 1, booleans; one channel left out, or one to three channels last."""
-    what = type(images).__name__
-    try:
+    with blaming(f"--data {path}: `{key}`", "two images or more, (N, C, H, W), uint8 or floats "
+                 "from 0 to 1: take x / 255 of floats to 255, (x + 1) / 2 of -1 to 1, 255 * x of "
+                 "whole 0 and 1, x.permute(0, 3, 1, 2) of channels last"):
         what = f"{images.dtype} {tuple(images.shape)}"
-        if images.is_complex():
-            raise ValueError
         if images.ndim == 3:
             images = images[:, None]
-        n, c, _, w = images.shape
-        if c > 4 and w < 4:                           # nothing is so narrow: channels last
+        dense = images.layout == torch.strided and not images.is_complex()
+        if images.ndim != 4 or len(images) < 2 or not dense or not images.numel():
+            raise ValueError(what)
+        if images.shape[1] > 4 and images.shape[3] < 4:             # no image is so narrow
             images = images.permute(0, 3, 1, 2)
         if images.dtype == torch.bool:
             images = images.byte() * 255
         elif not images.is_floating_point() and images.dtype != torch.uint8:
             images = images.long()                    # torch takes no minimum of uint16
         low, high = images.min().item(), images.max().item()
-        what += f" from {low:g} to {high:g}"
         if images.is_floating_point():
             fits = low >= -1e-3 and high <= 1 + 1e-3
             images = (255 * images.clamp(0, 1)).round()
         else:
             fits = low >= 0 and high <= 255 and high != 1           # 0 and 1 would be all but black
-        if not fits or n < 2 or (c > 4 and w == 4):
-            raise ValueError
+        if not fits or (images.shape[1] > 4 and images.shape[3] == 4):
+            raise ValueError(f"{what} from {low:g} to {high:g}")
         return images.byte()
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        raise InputError(
-            f"--data {path}: `{key}` is {what}; expected two images or more, (N, C, H, W), uint8 "
-            "or floats from 0 to 1: take x / 255 of floats to 255, (x + 1) / 2 of -1 to 1, 255 * x "
-            "of whole 0 and 1, x.permute(0, 3, 1, 2) of channels last") from None
 
 
 def own_labels(path, key, labels, count):
@@ -533,20 +528,18 @@ def own_labels(path, key, labels, count):
     999, as a column too, and one-hot rows."""
     if labels is None:
         return None
-    what = type(labels).__name__
-    try:
+    with blaming(f"--data {path}: the labels of `{key}`",
+                 f"a whole number from 0 to 999 for each of {count} images"):
         found = torch.as_tensor(labels)
         what = f"{found.dtype} {tuple(found.shape)}"
         whole = found.long()
-        if found.ndim == 2 and whole.equal(F.one_hot(whole.argmax(1), found.shape[1])):
-            whole = found = whole.argmax(1)
+        if found.ndim == 2 and found.shape[1] > 1:    # one-hot rows, or nothing
+            whole = whole.argmax(1)
+            found = torch.where(F.one_hot(whole, found.shape[1]).eq(found).all(1), whole, -1)
         right = (whole == found.double()).all() and whole.min() >= 0 and whole.max() <= 999
-        if right and len(whole) == whole.numel() == count and not found.is_complex():
-            return whole.flatten()
-    except (ValueError, TypeError, RuntimeError):      # no tensor, or one that has no numbers here
-        pass
-    raise InputError(f"--data {path}: the labels of `{key}` are {what}; expected a whole number "
-                     f"from 0 to 999 for each of {count} images")
+        if not right or len(whole) != count or whole.numel() != count or found.is_complex():
+            raise ValueError(what)
+        return whole.flatten()
 
 
 # ---------------------------------------------------------------- drawn digits
@@ -951,7 +944,7 @@ class RunConfig:
             if name not in cls.MAY_CHANGE:
                 raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run; "
                                  "leave out one of the two")
-        path = Path(resume)
+        path = Path(resume).expanduser()
         changes["resume"] = str(path.parent if path.is_file() else path)
         with blaming(path, f"a run of this {cls.METHOD}.py"):
             saved = read_checkpoint(path, cls.METHOD)["config"]
@@ -1183,8 +1176,8 @@ def blaming(path, what):
         if out_of_memory(error):
             raise
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{path} is cut short, damaged or of another kind or version ({why}); "
-                         f"expected {what}") from None
+        raise InputError(f"{path}: expected {what}; it is damaged, of another version or something "
+                         f"else ({why})") from None
 
 
 def read_checkpoint(path, method):

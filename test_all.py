@@ -1179,8 +1179,8 @@ def test_own_images_that_cannot_be_meant_are_refused():
         ({"images": torch.zeros(4, 32, 32, 4).byte()}, "x.permute(0, 3, 1, 2) of channels last"),
         ({"images": image.to(torch.complex64)}, "complex64"),
         ({"images": image.to_sparse()}, "uint8 (4, 1, 8, 8)"),
-        ({"images": image[:1]}, "`images` is torch.uint8 (1, 1, 8, 8)", "two images or more"),
-        ({"images": image, "test_images": image[:1]}, "`test_images` is", "two images or more"),
+        ({"images": image[:1]}, "`images`", "uint8 (1, 1, 8, 8)", "two images or more"),
+        ({"images": image, "test_images": image[:1]}, "`test_images`", "two images or more"),
         ({"images": image, "test_images": image[..., :4]}, "one size throughout"),
         ({"images": image + 1}, "from 1 to 1", "255 * x of whole 0 and 1"),
         ({"images": image.float() - 1}, "from -1 to -1", "(x + 1) / 2"),
@@ -2248,7 +2248,7 @@ def test_wrong_checkpoints_are_refused():
         refused(lambda: ogan.main(["--resume", "run"]), "infogan.py's", "saved model of ogan.py")
         refused(lambda: ogan.OGAN.load("run"), "saved model of ogan.py")
         refused(lambda: ogan.main(["--resume", "nowhere"]), "nowhere: no such file")
-        refused(lambda: infogan.InfoGAN.load("small.pt"), "small.pt is", "model of infogan.py")
+        refused(lambda: infogan.InfoGAN.load("small.pt"), "small.pt", "model of infogan.py")
         refused(lambda: resume("--width", "4"), "--width cannot change")
         refused(lambda: resume("--recipe", "paper"), "--recipe cannot change")
         infogan.main(["--epochs", "2", "--resume", "run/checkpoint.pt"])
@@ -2349,7 +2349,7 @@ def test_damaged_checkpoints_are_noticed():
         places += [numbers.randrange(len(content)) for _ in range(300 if LONG else 60)]
         for at in places:
             path.write_bytes(content[:at])
-            refused(lambda: common.read_checkpoint("run", "ogan"), "cut short, damaged")
+            refused(lambda: common.read_checkpoint("run", "ogan"), "it is damaged")
             flipped = bytearray(content)
             flipped[at] ^= 1 << numbers.randrange(8)
             path.write_bytes(flipped)
@@ -2377,7 +2377,7 @@ def test_pickled_code_is_refused_and_does_not_run():
             for attempt in (lambda: ogan.main(["--resume", "bomb.pt"]),
                             lambda: ogan.OGAN.load("bomb.pt"),
                             lambda: ogan.main(["--data", "bomb.pt", "--out", "run"])):
-                refused(attempt, "bomb.pt is cut short, damaged or of another kind")
+                refused(attempt, "bomb.pt: expected", "something else")
             assert not Path("exploded").exists()
             assert not Path("run").exists()
 
