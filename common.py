@@ -1,8 +1,7 @@
 """common.py: what infogan.py and ogan.py share, and nothing about either paper.
 
-In this order: network blocks, the models' base, data sets, drawn digits, scores, pictures and
-page, options, device, files, several processes, the run. Images are float tensors (N, C, H, W) in
-[0, 1] unless uint8 is said.
+Networks, the models' base, data, scores, pictures, options, files, the run, in this order. Images
+are float tensors (N, C, H, W) in [0, 1] unless uint8 is said.
 """
 
 import argparse
@@ -45,9 +44,8 @@ from torch import Tensor, nn
 
 warnings.filters.remove(no_word_on_numpy)
 
-__all__ = ["Captured", "Data", "InputError", "Judge", "MovingAverage", "Run", "autocast",
-           "clustering_scores", "draw_digits", "frechet_distance", "load_data", "optimizer",
-           "save_grid"]
+__all__ = ["Data", "InputError", "Judge", "Model", "MovingAverage", "Run", "clustering_scores",
+           "draw_digits", "frechet_distance", "load_data", "save_grid"]
 
 
 class InputError(ValueError):
@@ -161,6 +159,11 @@ class MovingAverage(nn.Module):
 
 # ---------------------------------------------------------------- the models' base
 
+def described(thing):
+    """A tensor's type and shape, or what else it is, for a message."""
+    return f"{thing.dtype} {tuple(thing.shape)}" if torch.is_tensor(thing) else type(thing).__name__
+
+
 def floats(images):
     """uint8 images as floats in [0, 1]; floats as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
@@ -203,10 +206,6 @@ class Model(nn.Module):
     def device(self):
         return next(self.parameters()).device
 
-    def seeded(self, seed):
-        """A torch.Generator of that seed on the model's device."""
-        return torch.Generator(self.device).manual_seed(seed)
-
     def g_parameters(self) -> list[nn.Parameter]:
         """The weights of G, for its optimiser."""
         return list(self.generator.parameters())
@@ -219,14 +218,11 @@ class Model(nn.Module):
     def check(self, images):
         """InputError unless images are uint8 or floats and (N, *shape): strided convolutions may
         well take other sizes."""
-        what = type(images).__name__
-        if torch.is_tensor(images):
-            what = f"{images.dtype} {tuple(images.shape)}"
-            known_type = images.dtype == torch.uint8 or images.is_floating_point()
-            if known_type and images.shape[1:] == self.shape:
-                return
-        raise InputError(f"images are {what}; expected a tensor, uint8 or float, of shape (N, "
-                         f"{', '.join(map(str, self.shape))})")
+        known = torch.is_tensor(images) and (
+            images.dtype == torch.uint8 or images.is_floating_point())
+        if not known or images.shape[1:] != self.shape:
+            raise InputError(f"images are {described(images)}; expected a tensor, uint8 or float, "
+                             f"of shape (N, {', '.join(map(str, self.shape))})")
 
     def floats(self, images):
         """Images that pass `check` as floats of the model's type, on its device."""
@@ -234,11 +230,8 @@ class Model(nn.Module):
         return floats(images).to(next(self.parameters()))
 
     def evaluate(self, function, images):
-        """function over images that pass `check`, a few at a time, in eval mode.
-
-        Floats a rounding error outside [0, 1], as resizing gives, are clamped. Errors: InputError
-        for floats further out.
-        """
+        """function over images that pass `check`, a few at a time, in eval mode. Floats a rounding
+        error outside [0, 1] are clamped; InputError for those further out."""
         self.check(images)
         if images.is_floating_point() and images.numel():
             low, high = images.aminmax()
@@ -252,28 +245,21 @@ class Model(nn.Module):
         """G in eval mode, latents (N, .) to images (N, C, H, W); InputError for another size."""
         size = self.generator[0].in_features
         if not torch.is_tensor(latent) or latent.ndim != 2 or latent.shape[1] != size:
-            what = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
-            raise InputError(f"latents are {what}; expected a tensor of shape (N, {size})")
+            raise InputError(f"latents are {described(latent)}; expected a tensor (N, {size})")
         with evaluating(self):
             latent = latent.to(next(self.parameters()))
             return in_batches(self.generator, latent, batch_for(self.shape))
 
     def save(self, path: str | Path, **optimizers: torch.optim.Optimizer) -> None:
-        """Write weights and options, and optimisers by name (d=.., g=..) if any, for `load`.
-
-        Errors: InputError if it cannot be written.
-        """
+        """Write weights, options and optimisers by name (d=.., g=..); InputError if it fails."""
         states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
         write_file(path, {"method": self.METHOD, "options": self.options,
                           "model": self.state_dict(), "optimizers": states})
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu"):
-        """The model in a saved file, or a run folder's moving average, as float32 in eval mode.
-
-        torch's random state stays as it was. Errors: InputError if the file is none of this
-        method's, is damaged, or does not fit this code.
-        """
+        """The model in a saved file, or a run folder's moving average, as float32 in eval mode;
+        InputError if the file is none of this method's, is damaged, or does not fit this code."""
         device = pick_device(device)
         state = read_checkpoint(path, cls.METHOD)
         with blaming(path, f"a model of this {cls.METHOD}.py"):
@@ -321,12 +307,6 @@ class Data:
     def shape(self):
         return tuple(self.images.shape[1:])
 
-    def limit(self, n):
-        """Keep n random training images, or all where there are fewer, the same each time."""
-        chosen = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))[:n]
-        self.images = self.images[chosen]
-        self.labels = None if self.labels is None else self.labels[chosen]
-
     def to(self, device):
         """Move all tensors to that device."""
         for name, value in vars(self).items():
@@ -336,11 +316,8 @@ class Data:
 
 def load_data(name: str, root: str | Path = "data") -> Data:
     """Data named `mnist`, `fashion`, `digits`, a FILE.pt or a folder of four IDX files; `auto` is
-    mnist, else digits.
-
-    Errors: InputError for an unknown name, a file that does not hold what it should, or a download
-    that failed.
-    """
+    mnist, else digits. Errors: InputError for an unknown name, a file that does not hold what it
+    should, or a download that failed."""
     if name == "auto":
         try:
             return load_data("mnist", root)
@@ -372,9 +349,7 @@ def named(pattern, *folders):
 
 def find_or_download(name, root):
     """The four IDX files of `name` as tensors; what has no genuine copy in root goes to root/name.
-
-    A file that has the right name and other contents, as KMNIST's or EMNIST's, is named on stderr.
-    """
+    A file of the right name and other contents, as KMNIST's or EMNIST's, is named on stderr."""
     mirrors, folder, checksums = SOURCES[name]
     places = (root, root / name, root / folder, root / "raw", root / Path(folder).parent)
     for file, pattern, checksum in zip(IDX_FILES, IDX_NAMES, checksums):
@@ -420,9 +395,7 @@ def unpacked(path):
 
 def download(file, mirrors, checksum, folder):
     """Fetch `file` from the first mirror that gives the right bytes; returns its path in `folder`.
-
-    Errors: InputError that names every URL tried.
-    """
+    Errors: InputError that names every URL tried."""
     part = folder / f"{file}.{secrets.token_hex(4)}.part"
     tried = []
     for mirror in mirrors:
@@ -500,7 +473,7 @@ def own_images(path, key, images):
     with blaming(f"--data {path}: `{key}`", "two images or more, (N, C, H, W), uint8 or floats "
                  "from 0 to 1: take x / 255 of floats to 255, (x + 1) / 2 of -1 to 1, 255 * x of "
                  "whole 0 and 1, x.permute(0, 3, 1, 2) of channels last"):
-        what = f"{images.dtype} {tuple(images.shape)}"
+        what = described(images)
         if images.ndim == 3:
             images = images[:, None]
         dense = images.layout == torch.strided and not images.is_complex()
@@ -531,14 +504,13 @@ def own_labels(path, key, labels, count):
     with blaming(f"--data {path}: the labels of `{key}`",
                  f"a whole number from 0 to 999 for each of {count} images"):
         found = torch.as_tensor(labels)
-        what = f"{found.dtype} {tuple(found.shape)}"
         whole = found.long()
         if found.ndim == 2 and found.shape[1] > 1:    # one-hot rows, or nothing
             whole = whole.argmax(1)
             found = torch.where(F.one_hot(whole, found.shape[1]).eq(found).all(1), whole, -1)
         right = (whole == found.double()).all() and whole.min() >= 0 and whole.max() <= 999
         if not right or len(whole) != count or whole.numel() != count or found.is_complex():
-            raise ValueError(what)
+            raise ValueError(described(torch.as_tensor(labels)))
         return whole.flatten()
 
 
@@ -797,11 +769,9 @@ class Judge(nn.Module):
 # ---------------------------------------------------------------- pictures and page
 
 def grid(images, columns, scale=None):
-    """Images (N, C, H, W) in [0, 1] as one uint8 picture (height, width, 1 or 3), row by row.
-
-    Each pixel is `scale` pixels wide, by default 2 for images of up to 32 pixels and 1 beyond. Of 2
-    channels the first is shown, of 4 or more the first three.
-    """
+    """Images (N, C, H, W) in [0, 1] as one uint8 picture (height, width, 1 or 3), row by row; a
+    pixel is `scale` pixels wide, by default 2 for images of up to 32 pixels and 1 beyond. Of 2
+    channels the first is shown, of 4 or more the first three."""
     if scale is None:
         scale = 2 if max(images.shape[2:]) <= 32 else 1
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
@@ -923,7 +893,7 @@ class RunConfig:
     data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn), FILE.pt "
                        "or a folder of four IDX files")
     data_root: str = option("data", "folder where data files are looked for and downloaded to")
-    limit: int = option(0, "train on so many random images only, for a quick look; 0: on all")
+    limit: int = option(0, "train on the first so many images only, for a quick look; 0: on all")
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
     samples: int = option(10_000, "fresh samples to score; never more than training images", low=2)
     resume: str = option("", "run folder to go on with, under its own options, up to --epochs")
@@ -1020,23 +990,17 @@ def command_line(train, Config, description, argv=None):
     for stream in (sys.stdout, sys.stderr):            # a path may hold letters that it cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    status = 2
     try:
         train(parse(Config, description, argv))
         return
     except InputError as error:
-        why = str(error)
+        why, status = str(error), 2
     except KeyboardInterrupt:
-        why = "stopped; --resume and the run's folder go on from its last finished epoch"
-        status = 130
-    except Exception as error:
-        if out_of_memory(error):
-            why = "out of memory; lower --batch-size or --width, or take smaller images"
-        elif isinstance(error, OSError) and error.filename is None:    # of standard output
-            sys.stdout = None
-            why = f"cannot print: {error.strerror}; --resume goes on with what the run saved"
-        else:
+        why, status = "stopped; --resume RUN goes on from its last finished epoch", 130
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
+        why, status = "out of memory; lower --batch-size or --width, or take smaller images", 2
     print(f"{Config.METHOD}.py: {why}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -1127,9 +1091,8 @@ class Captured:
 # ---------------------------------------------------------------- files
 
 def write_file(path, content):
-    """Write bytes, text or what torch.save takes so that the final name only ever holds a whole
-    file: beside it, under a name that no other writer has, to the disk, then renamed. InputError if
-    that fails; what the name held before is kept."""
+    """Write bytes, text or what torch.save takes so that the name only ever holds a whole file:
+    beside it, under a name of its own, to the disk, then renamed. InputError if that fails."""
     part = Path(f"{path}.{secrets.token_hex(4)}.part")
     if isinstance(content, str):
         content = content.encode()
@@ -1152,8 +1115,7 @@ def write_file(path, content):
 
 def safe_load(path):
     """torch.load on the CPU of tensors and plain values only: no code in the file runs. Its
-    checksums are compared, which torch.load leaves out. Errors: whatever zipfile and torch
-    raise."""
+    checksums are compared, which torch.load leaves out."""
     with zipfile.ZipFile(path) as archive:
         if archive.testzip():
             raise zipfile.BadZipFile
@@ -1164,8 +1126,8 @@ def safe_load(path):
 
 @contextlib.contextmanager
 def blaming(path, what):
-    """A context in which a file is read and its contents are used: whatever they lack, or have too
-    much, becomes an InputError that says what was expected."""
+    """A context that reads a file and uses its contents: whatever is wrong with them becomes an
+    InputError that says what was expected."""
     try:
         yield
     except InputError:
@@ -1181,8 +1143,7 @@ def blaming(path, what):
 
 
 def read_checkpoint(path, method):
-    """The dict in a saved model or checkpoint.pt (or in the run folder `path`) of that method, on
-    the CPU; InputError if it is not one."""
+    """The dict in a saved model, checkpoint.pt or run folder of that method, or InputError."""
     path = Path(path).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path
     with blaming(path, f"a run folder or saved model of {method}.py"):
@@ -1305,7 +1266,8 @@ class Run:
         self.rank, self.processes = processes()
         self.data = load_data(config.data, config.data_root)
         if config.limit:
-            self.data.limit(config.limit)
+            self.data.images = self.data.images[:config.limit]
+            self.data.labels = None if self.data.labels is None else self.data.labels[:config.limit]
         count = len(self.data.images)
         self.size = min(config.batch_size, count)
         if config.batch_size % self.processes or self.size < 2 * self.processes:

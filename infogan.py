@@ -167,14 +167,12 @@ class Codes(NamedTuple):
 
 
 class InfoGAN(common.Model):
-    """Generator, discriminator and recognition network for images of `shape` (C, H, W) in [0, 1], H
-    and W multiples of 4.
+    """Generator, discriminator and recognition network for images of `shape` (C, H, W) in [0, 1].
 
     A latent is (N, noise + sum of category sizes + continuous): noise, a one-hot vector for each of
     the `categorical` sizes, and continuous codes, uniform on (-code_range, code_range). `width` is
     the channels of the first convolution (the paper's 64), `trunk` whose layers Q has below its
-    head: its own, D's (shared), or D's that L_I does not train (detached).
-    Errors: InputError for sizes that do not fit.
+    head: its own, D's (shared), or D's that L_I does not train (detached). Errors: InputError.
     """
     METHOD = "infogan"
     TRUNKS = ["own", "shared", "detached"]
@@ -259,9 +257,8 @@ class InfoGAN(common.Model):
         """n latents from the prior on the model's device, the codes that are given held fixed.
 
         categorical: a category of the first code for all, (n,) one for each, or (n, m) for the
-        first m codes. continuous: what broadcasts to (n, continuous); values beyond the prior's
-        range extrapolate. rng: random numbers in place of torch's global ones.
-        Errors: InputError if the codes do not fit.
+        first m codes. continuous: what broadcasts to (n, continuous); beyond the prior's range it
+        extrapolates. rng: in place of torch's global numbers. Errors: InputError for other codes.
         """
         random = {"device": self.device, "generator": rng}
         noise = torch.rand(n, self.noise, **random) * 2 - 1
@@ -317,9 +314,8 @@ def invariance_loss(logits: Tensor, logits_again: Tensor, balance=2.0) -> Tensor
     """-(I(c1; c1') + balance H(c1)) in nats, c1 and c1' the categories of two views of each image.
 
     Both (N, K). Their joint distribution over the batch is the mean outer product of Q's
-    probabilities, made symmetric (IIC, Ji et al. 2019, Equation 3). H(c1) asks once more for what
-    the prior says, that all categories are equally frequent. Only the first categorical code is
-    meant: the others stay free to tell what a warp changes.
+    probabilities, made symmetric (IIC, Ji et al. 2019, Equation 3); H(c1) asks once more that all
+    categories be equally frequent. The other codes stay free to tell what a warp changes.
     """
     p, q = logits.softmax(1), logits_again.softmax(1)
     joint = p.T @ q / len(p)                                                    # (K, K)
@@ -463,7 +459,8 @@ class Config(common.RunConfig):
 def scores(model: InfoGAN, data: common.Data, samples=10_000, judge=None) -> dict:
     """Scores on the test images and on fresh samples, as many as `samples` and training images
     allow; results/README.md has the keys. Those that need `judge` are there with one only."""
-    latent = model.sample_latent(min(samples, len(data.images)), rng=model.seeded(0))
+    rng = torch.Generator(model.device).manual_seed(0)
+    latent = model.sample_latent(min(samples, len(data.images)), rng=rng)
     outputs = common.in_batches(lambda part: model.evaluate(model.q, model.decode(part)), latent,
                                 common.batch_for(model.shape))
     codes = model.split_output(outputs)
@@ -488,13 +485,10 @@ def clustering(model, data):
 
 
 def figures(model: InfoGAN) -> dict:
-    """What a run shows, name -> (uint8 picture (H, W, 1 or 3), caption), from latents that are the
-    same on every call.
-
-    samples; traversal: a row for each category of c1 (traversal2 of c2, ..), noise and other codes
-    alike down a column; c2, c3..: a continuous code over twice its range, a row for each category.
-    """
-    rng = model.seeded(1)
+    """What a run shows, name -> (uint8 picture (H, W, 1 or 3), caption), from fixed latents:
+    samples; traversal, a row for each category of c1 (traversal2 of c2, ..), noise and other codes
+    alike down a column; c2, c3.., a continuous code over twice its range, a row a category."""
+    rng = torch.Generator(model.device).manual_seed(1)
     shown = {"samples": (model.sample_latent(100, rng=rng), "Samples.")}
     columns = model.sample_latent(10, rng=rng)
     rows = model.sample_latent(10, rng=rng)
@@ -520,10 +514,7 @@ def figures(model: InfoGAN) -> dict:
 
 def train(config: Config) -> tuple[InfoGAN, common.Run]:
     """Train as `config` says, or go on as Config.resumed(..) does; returns the model that samples
-    and encodes (the moving average, where there is one), in eval mode, and the Run.
-
-    Errors: InputError for options, data or files that cannot work.
-    """
+    and encodes (the moving average), in eval mode, and the Run. Errors: InputError."""
     run = common.Run(config)
     config = run.config
     model = InfoGAN(run.data.shape, noise=config.noise, categorical=config.categorical,

@@ -299,7 +299,8 @@ class Config(common.RunConfig):
 def scores(model: OGAN, data: common.Data, samples=10_000, judge=None) -> dict:
     """Scores on the test images and on fresh samples, as many as `samples` and training images
     allow; results/README.md has the keys. Those that need `judge` are there with one only."""
-    z = model.sample_latent(min(samples, len(data.images)), model.seeded(0))
+    rng = torch.Generator(model.device).manual_seed(0)
+    z = model.sample_latent(min(samples, len(data.images)), rng)
     size = common.batch_for(model.shape)
     read = common.in_batches(lambda part: model.evaluate(model, model.decode(part)), z, size)
     mean_image = common.in_batches(lambda part: part.sum(0, keepdim=True), data.images).sum(0)
@@ -356,7 +357,7 @@ def encoding_scores(z, labels, test_z, test_labels):
 def figures(model: OGAN, data: common.Data) -> dict:
     """What a run shows, name -> (uint8 picture (H, W, 1 or 3), caption), of the same z and images
     each time."""
-    samples = model.sample(100, model.seeded(1))
+    samples = model.sample(100, torch.Generator(model.device).manual_seed(1))
     images = common.floats(data.test_images[:50])
     rows = []
     for row in images.split(10):
@@ -374,10 +375,7 @@ def figures(model: OGAN, data: common.Data) -> dict:
 
 def train(config: Config) -> tuple[OGAN, common.Run]:
     """Train as `config` says, or go on as Config.resumed(..) does; returns the model that samples
-    and encodes (the moving average, where there is one), in eval mode, and the Run.
-
-    Errors: InputError for options, data or files that cannot work.
-    """
+    and encodes (the moving average), in eval mode, and the Run. Errors: InputError."""
     run = common.Run(config)
     config = run.config
     model = OGAN(run.data.shape, latent=config.latent, width=config.width, critic=config.critic,

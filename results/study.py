@@ -55,7 +55,7 @@ def measures(folder, base=Path()):
     model = infogan.InfoGAN.load(folder)
     data = common.load_data(config["data"], Path(base, config["data_root"]))
     n = min(config["samples"], len(data.images))
-    latent = model.sample_latent(n, rng=model.seeded(0))
+    latent = model.sample_latent(n, rng=torch.Generator(model.device).manual_seed(0))
     result = {}
     if model.continuous:
         judge = common.Judge.for_data(data)
