@@ -236,8 +236,7 @@ class Model(nn.Module):
         if images.is_floating_point() and images.numel():
             low, high = images.aminmax()
             if not (low >= -1e-3 and high <= 1 + 1e-3):
-                raise InputError(f"images go from {low:g} to {high:g}; expected floats in [0, 1], "
-                                 "or uint8")
+                raise InputError(f"images go from {low:g} to {high:g}; expected floats in [0, 1]")
         with evaluating(self):
             return in_batches(lambda part: function(self.floats(part).clamp(0, 1)), images)
 
@@ -337,8 +336,8 @@ def load_data(name: str, root: str | Path = "data") -> Data:
         return own_data(name, *read_folder(path))
     if name.endswith(".pt"):
         return own_data(name, *read_file(path))
-    raise InputError(f"--data {name!r} is unknown; expected auto, mnist, fashion, digits, FILE.pt "
-                     "or a folder of four IDX files")
+    raise InputError(f"--data {name!r} is unknown; take auto, mnist, fashion, digits, FILE.pt or a "
+                     "folder of four IDX files")
 
 
 def named(pattern, *folders):
@@ -367,8 +366,8 @@ def read_folder(folder):
     """The four IDX files of a data set in MNIST's layout that is not MNIST, as tensors."""
     found = [named(pattern, folder) for pattern in IDX_NAMES]
     if not any(found):
-        raise InputError(f"--data {folder} is a folder; pack its pictures into a FILE.pt by the "
-                         "few lines in README.md, Your own images (torch reads no pictures)")
+        raise InputError(f"--data {folder} holds no IDX files; to pack pictures into a FILE.pt: "
+                         f"python results/pack.py {folder} mine.pt (README.md)")
     for file, paths in zip(IDX_FILES, found):
         if len(paths) != 1:
             names = ", ".join(path.name for path in paths) or "none"
@@ -912,8 +911,7 @@ class RunConfig:
         epochs in all, the device, data or samples."""
         for name in changes:
             if name not in cls.MAY_CHANGE:
-                raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run; "
-                                 "leave out one of the two")
+                raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run")
         path = Path(resume).expanduser()
         changes["resume"] = str(path.parent if path.is_file() else path)
         with blaming(path, f"a run of this {cls.METHOD}.py"):
@@ -936,8 +934,7 @@ class RunConfig:
                 raise InputError(f"{flag_of(f)} is {value}; choose from {', '.join(choices)}")
             for number in value if kind is list else [value]:
                 if kind is not str and not low <= number <= high:
-                    raise InputError(f"{flag_of(f)} is {number}; expected a number of at least "
-                                     f"{low} and at most {high}")
+                    raise InputError(f"{flag_of(f)} is {number}; expected {low} to {high}")
             if kind is str and value.startswith("~"):
                 setattr(self, f.name, os.path.expanduser(value))
 
@@ -1178,8 +1175,7 @@ def refuse_taken(out):
     """InputError if something is there already that a new run must not touch."""
     folder = Path(out)
     if out and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out {out} exists already; choose another folder, or go on with it: "
-                         f"--resume {out}")
+        raise InputError(f"--out {out} exists already; choose another, or go on: --resume {out}")
 
 
 def new_folder(method, out):
@@ -1193,8 +1189,7 @@ def new_folder(method, out):
         except FileExistsError:
             continue
         except OSError as error:
-            raise InputError(f"--out {folder} cannot be made: {error.strerror}; choose another "
-                             "folder") from None
+            raise InputError(f"--out {folder} cannot be made: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------- several processes (torchrun)
@@ -1322,8 +1317,7 @@ class Run:
                 raise InputError(f"{name} is {value}, but {saved} in {self.folder}; to go on with "
                                  f"it take Config.resumed({str(self.folder)!r})")
         if state.get("step"):
-            raise InputError(f"{self.folder} stopped within an epoch; only the version that wrote "
-                             "it can go on from there")
+            raise InputError(f"{self.folder} stopped within an epoch: its own version goes on")
         if self.fingerprint != state["fingerprint"]:
             raise InputError(f"{self.folder} was trained on other images than {self.config.data} "
                              "holds now; give the old ones by --data, or begin a new run")
