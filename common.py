@@ -169,6 +169,14 @@ def floats(images):
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
+def refuse_outside(values):
+    """InputError if floats lie outside [0, 1] by more than rounding, or are NaN."""
+    low, high = values.aminmax()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise InputError(f"images go from {low:g} to {high:g}; expected uint8, or floats in [0, 1] "
+                         "as by x / 255 or (x + 1) / 2")
+
+
 @contextlib.contextmanager
 def evaluating(model):
     """Eval mode without gradients inside; afterwards each module is in the mode it was in."""
@@ -201,19 +209,20 @@ class Model(nn.Module):
         super().__init__()
         self.options = options                        # the constructor's arguments, for `save`
         vars(self).update(options)
+        self.extremes = []                            # of training batches on CUDA
 
     @property
     def device(self):
         return next(self.parameters()).device
 
     def g_parameters(self) -> list[nn.Parameter]:
-        """The weights of G, for its optimiser."""
-        return list(self.generator.parameters())
+        """The weights of G that are not frozen, for its optimiser."""
+        return [weight for weight in self.generator.parameters() if weight.requires_grad]
 
     def other_parameters(self) -> list[nn.Parameter]:
-        """The weights of all but G, for the other player's optimiser."""
-        named = self.named_parameters()
-        return [weight for name, weight in named if not name.startswith("generator.")]
+        """The weights of all but G that are not frozen, for the other player's optimiser."""
+        return [weight for name, weight in self.named_parameters()
+                if weight.requires_grad and not name.startswith("generator.")]
 
     def check(self, images):
         """InputError unless images are uint8 or floats and (N, *shape): strided convolutions may
@@ -229,20 +238,37 @@ class Model(nn.Module):
         self.check(images)
         return floats(images).to(next(self.parameters()))
 
-    def evaluate(self, function, images):
-        """function over images that pass `check`, a few at a time, in eval mode. Floats a rounding
-        error outside [0, 1] are clamped; InputError for those further out."""
+    def check_range(self, images):
+        """InputError for images that fail `check`, or are floats outside [0, 1]."""
         self.check(images)
         if images.is_floating_point() and images.numel():
-            low, high = images.aminmax()
-            if not (low >= -1e-3 and high <= 1 + 1e-3):
-                raise InputError(f"images go from {low:g} to {high:g}; expected floats in [0, 1]")
+            refuse_outside(images)
+
+    def training_batch(self, images):
+        """Images of a training step as `floats` makes them, and the model in train mode, which it
+        is not after `load`. InputError as in `check_range`; of images on CUDA the least and the
+        greatest value are kept there and looked at every 100th step, not to wait at each."""
+        if not self.training:
+            self.train()
+        if not images.is_cuda:
+            self.check_range(images)
+        elif images.is_floating_point():
+            self.extremes.append(torch.stack(images.aminmax()))
+            if len(self.extremes) in (1, 100) and not torch.cuda.is_current_stream_capturing():
+                refuse_outside(torch.stack(self.extremes))
+                self.extremes = self.extremes[:1]     # so the next look is at the 100th after this
+        return self.floats(images)
+
+    def evaluate(self, function, images):
+        """function over images that pass `check_range`, a few at a time, in eval mode; what is a
+        rounding error outside [0, 1] is clamped."""
+        self.check_range(images)
         with evaluating(self):
             return in_batches(lambda part: function(self.floats(part).clamp(0, 1)), images)
 
     def decode(self, latent: Tensor) -> Tensor:
         """G in eval mode, latents (N, .) to images (N, C, H, W); InputError for another size."""
-        size = self.generator[0].in_features
+        size = self.latent_size
         if not torch.is_tensor(latent) or latent.ndim != 2 or latent.shape[1] != size:
             raise InputError(f"latents are {described(latent)}; expected a tensor (N, {size})")
         with evaluating(self):
@@ -254,6 +280,13 @@ class Model(nn.Module):
         states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
         write_file(path, {"method": self.METHOD, "options": self.options,
                           "model": self.state_dict(), "optimizers": states})
+
+    def load_optimizers(self, path: str | Path, **optimizers: torch.optim.Optimizer) -> None:
+        """Bring optimisers by name to where they were at `save`; InputError if it kept others."""
+        state = read_checkpoint(path, self.METHOD)
+        with blaming(path, f"the optimisers {', '.join(optimizers)} of this {self.METHOD}.py"):
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu"):
@@ -673,7 +706,10 @@ def clustering_scores(clusters, labels):
 
 def frechet_distance(a, b):
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of Gaussians fitted to features (N, D) and
-    (M, D) (Heusel et al. 2017). On the CPU: MPS has no float64."""
+    (M, D) (Heusel et al. 2017); NaN where they are no more than D. On the CPU: MPS has no
+    float64."""
+    if min(len(a), len(b)) <= a.shape[1]:
+        return math.nan                                # a covariance of so few is singular
     a, b = a.cpu().double(), b.cpu().double()
     cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(cov_a)
@@ -750,13 +786,14 @@ class Judge(nn.Module):
 
     def scores(self, data, model, latent):
         """`frechet`, of the samples that the model decodes from latents (N, .) to the test images;
-        `frechet_floor`, of as many training images as those; `judge_task`; `judge_accuracy` in it,
-        on the test images."""
+        `frechet_floor`, of training images to them; as many of each as there are of all three.
+        `judge_task`; `judge_accuracy` in it, on the test images."""
         images, labels = data.test_images, data.test_labels
-        samples = in_batches(lambda part: self.features(model.decode(part)), latent,
+        n = min(len(latent), len(data.images), len(images))
+        samples = in_batches(lambda part: self.features(model.decode(part)), latent[:n],
                              batch_for(model.shape))
-        test = in_batches(self.features, images)
-        floor = in_batches(self.features, data.images[:len(images)])
+        test = in_batches(self.features, images[:n])
+        floor = in_batches(self.features, data.images[:n])
         if self.task == "orientation":
             images, labels = self.turned(images, torch.Generator().manual_seed(0))
         guess = in_batches(self, images).argmax(1)
@@ -767,7 +804,7 @@ class Judge(nn.Module):
 
 # ---------------------------------------------------------------- pictures and page
 
-def grid(images, columns, scale=None):
+def grid(images, columns, scale=None, border=1):
     """Images (N, C, H, W) in [0, 1] as one uint8 picture (height, width, 1 or 3), row by row; a
     pixel is `scale` pixels wide, by default 2 for images of up to 32 pixels and 1 beyond. Of 2
     channels the first is shown, of 4 or more the first three."""
@@ -776,15 +813,28 @@ def grid(images, columns, scale=None):
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     pixels = (images.cpu().clamp(0, 1) * 255).round().byte()
     missing = -len(images) % columns
-    pixels = F.pad(F.pad(pixels, (1, 1, 1, 1), value=64), (0, 0, 0, 0, 0, 0, 0, missing), value=64)
+    pixels = F.pad(F.pad(pixels, [border] * 4, value=64), (0, 0, 0, 0, 0, 0, 0, missing), value=64)
     _, c, h, w = pixels.shape
     picture = pixels.view(-1, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(-1, columns * w, c)
     return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int = 10) -> None:
-    """Write images (N, C, H, W) in [0, 1] to `path` as one PNG, `columns` to a row."""
-    write_file(path, png(grid(images, columns)))
+    """Write images, uint8 or in [0, 1]: (N, C, H, W) to one PNG, `columns` to a row; (C, H, W) to
+    one as it is; (N, C, H, W) to one each where `path` is no .png but a folder. InputError."""
+    if not torch.is_tensor(images) or images.ndim not in (3, 4) or not images.numel():
+        raise InputError(f"images are {described(images)}; expected (N, C, H, W) or (C, H, W)")
+    if images.is_floating_point():
+        refuse_outside(images)
+    images, path = floats(images), Path(path)
+    if images.ndim == 3:
+        write_file(path, png(grid(images[None], 1, scale=1, border=0)))
+    elif path.suffix == ".png":
+        write_file(path, png(grid(images, columns)))
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            save_grid(image, path / f"{i:05}.png")
 
 
 def raw_bytes(tensor):
@@ -998,6 +1048,11 @@ def command_line(train, Config, description, argv=None):
         if not out_of_memory(error):
             raise
         why, status = "out of memory; lower --batch-size or --width, or take smaller images", 2
+    except OSError as error:
+        if error.filename is not None:                 # not that of standard output
+            raise
+        sys.stdout = None
+        why, status = f"cannot print: {error.strerror}; --resume RUN goes on", 2
     print(f"{Config.METHOD}.py: {why}", file=sys.stderr)
     raise SystemExit(status)
 

@@ -117,7 +117,7 @@ def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimiz
     weights = {"code_range": model.code_range, "lambda_categorical": lambda_categorical,
                "lambda_continuous": lambda_continuous}
     detach_trunk = model.trunk == "detached"
-    real = model.floats(real)
+    real = model.training_batch(real)
     latent = model.sample_latent(len(real))
     target = model.split_latent(latent)
 
@@ -183,6 +183,7 @@ class InfoGAN(common.Model):
         super().__init__(shape=tuple(shape), noise=noise, categorical=list(categorical),
                          continuous=continuous, code_range=code_range, width=width, trunk=trunk)
         logits, moments = sum(categorical), 2 * continuous
+        self.latent_size = noise + logits + continuous
         fits = logits + moments > 0 and all(k > 1 for k in categorical) and code_range > 0
         if not fits or trunk not in self.TRUNKS:
             raise common.InputError(
@@ -195,7 +196,7 @@ class InfoGAN(common.Model):
                 nn.Linear(16 * width, 2 * width, bias=False), nn.BatchNorm1d(2 * width),
                 nn.LeakyReLU(0.1), nn.Linear(2 * width, size), common.Float32())
 
-        self.generator = common.convolutional_generator(noise + logits + continuous, shape, width,
+        self.generator = common.convolutional_generator(self.latent_size, shape, width,
                                                         nn.Sigmoid())
         self.d_trunk = common.convolutional_trunk(shape, width, slope=0.1)
         self.d_head = nn.Sequential(nn.Linear(16 * width, 1), common.Float32(), nn.Flatten(0))
@@ -341,11 +342,13 @@ def warp(images: Tensor, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14) -> Te
     right = uniform(2 * shift)                                      # in units of half the image
     down = uniform(2 * shift)
     cos, sin = angle.cos(), angle.sin()
-    row_x = torch.stack([wide * cos, wide * (lean * cos - sin), right], 1)
-    row_y = torch.stack([high * sin, high * (lean * sin + cos), down], 1)
+    h, w = images.shape[2:]                                         # angles are those of the pixels
+    row_x = torch.stack([wide * cos, wide * (lean * cos - sin) * (h / w), right], 1)
+    row_y = torch.stack([high * sin * (w / h), high * (lean * sin + cos), down], 1)
     theta = torch.stack([row_x, row_y], 1).to(images.dtype)         # (N, 2, 3)
-    grid = F.affine_grid(theta, images.shape, align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):         # it would round the grid
+        grid = F.affine_grid(theta, images.shape, align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def neighbours(images: Tensor, count=5, among=6000, components=50) -> Tensor:
@@ -386,7 +389,8 @@ def warm_up(model: InfoGAN, images: Tensor, epochs: int = 2, heads: int = 8, rat
     """
     if not model.categorical:
         raise common.InputError("warm_up is about the first category; this model has none")
-    model.check(images)
+    model.check_range(images)
+    model.train()
     images = images.to(model.device)
     candidates = nn.ModuleList([copy.deepcopy(model.q_head) for _ in range(heads)])
     for layer in candidates.modules():

@@ -94,7 +94,7 @@ def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer,
     """
     e_loss, g_loss = chosen(GAN_LOSSES, gan_loss)
     tie = chosen(LATENT_LOSSES, latent_loss)
-    real = 2 * model.floats(real) - 1                                           # in [-1, 1]
+    real = 2 * model.training_batch(real) - 1                                           # in [-1, 1]
     z = model.sample_latent(len(real))
     given = round(codes * len(real))
     with autocast:
@@ -145,6 +145,7 @@ class OGAN(common.Model):
         if latent < 2 or critic not in ("avg", "network"):
             raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 latent "
                                     "variables or more, to correlate, and avg or network")
+        self.latent_size = latent
         self.generator = common.convolutional_generator(latent, shape, width, nn.Tanh())
         self.encoder = nn.Sequential(common.convolutional_trunk(shape, width, slope=0.2),
                                      nn.Linear(16 * width, latent), common.Float32())

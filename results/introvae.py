@@ -45,7 +45,7 @@ def training_step(model, e_optimizer, g_optimizer, real, *, form="introvae", alp
                   margin=30.0, beta=5.0, beta_negative=30.0, autocast=contextlib.nullcontext()):
     """One update of E, then one of G, on images (N, C, H, W), uint8 or in [0, 1]; returns detached
     scalars: loss_e, loss_g and their parts kl_real, kl_fake (of samples) and loss_ae."""
-    real = 2 * model.floats(real) - 1
+    real = 2 * model.training_batch(real) - 1
     prior = model.sample_latent(len(real))
     scale = 1 / real[0].numel()                       # Soft-IntroVAE's s
 

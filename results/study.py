@@ -63,7 +63,9 @@ def measures(folder, base=Path()):
         doubled[:, -model.continuous:] *= 2
         features = common.in_batches(judge.features, model.decode(doubled))
         test = common.in_batches(judge.features, data.test_images)
-        result["frechet_doubled"] = common.frechet_distance(features, test)
+        most = min(len(features), len(test))
+        distance = common.frechet_distance(features[:most], test[:most])
+        result |= common.defined({"frechet_doubled": distance})
     if data.shape[0] == 1:
         first = len(model.categorical) + 1
         result["effect"] = {f"c{first + j}": effect(model, latent[:500], j, data.test_images)
