@@ -466,8 +466,11 @@ def read_file(path):
     with blaming(f"--data {path}", "a dict of tensors, nothing else, saved by torch.save, with "
                  "`images` (N, C, H, W)"):
         content = safe_load(path)
-        keys = ("labels", "test_images", "test_labels")
-        return content["images"], *(content.get(key) for key in keys)
+        keys = ("images", "labels", "test_images", "test_labels")
+        unknown = sorted(content.keys() - set(keys))
+        if unknown:
+            raise ValueError(f"{', '.join(map(str, unknown))}; known are {', '.join(keys)}")
+        return content["images"], *(content.get(key) for key in keys[1:])
 
 
 def own_data(path, images, labels=None, test=None, test_labels=None):
@@ -496,6 +499,11 @@ def own_data(path, images, labels=None, test=None, test_labels=None):
         print(f"{path} has no labels: the scores that need them are left out")
     elif len(test_labels.unique()) == 1:
         print(f"{path}: all test images are of one class, so accuracy, NMI and ARI say nothing")
+    if labels is not None:
+        share = float(labels.bincount().max()) / len(labels)
+        if share * len(labels.unique()) > 1.5:
+            print(f"{path}: the largest class has {share:.0%} of the images; InfoGAN's default "
+                  "expects classes of one size")
     return Data(Path(path).name, images, labels, test, test_labels)
 
 
@@ -685,8 +693,9 @@ def discrete_information(counts):
 
 
 def clustering_scores(clusters, labels):
-    """Accuracy under the best one-to-one matching, NMI (arithmetic mean), ARI (Hubert and Arabie
-    1985) and the confusion table [cluster][class] of two int64 vectors (N,)."""
+    """Accuracy under the best one-to-one matching, the share of the largest class, as one cluster
+    for all has, NMI (arithmetic mean), ARI (Hubert and Arabie 1985) and the confusion table
+    [cluster][class] of two int64 vectors (N,)."""
     table = contingency(clusters, labels).cpu()
     n, counts = len(labels), table.double()
     match = assignment(table)
@@ -701,7 +710,8 @@ def clustering_scores(clusters, labels):
     together, in_clusters, in_classes = pairs(counts), pairs(counts.sum(1)), pairs(counts.sum(0))
     expected, most = in_clusters * in_classes / (n * (n - 1) / 2), (in_clusters + in_classes) / 2
     ari = float((together - expected) / (most - expected)) if most != expected else 1.0
-    return {"accuracy": accuracy, "nmi": nmi, "ari": ari, "confusion": table.tolist()}
+    return {"accuracy": accuracy, "largest_class": float(counts.sum(0).max()) / n, "nmi": nmi,
+            "ari": ari, "confusion": table.tolist()}
 
 
 def frechet_distance(a, b):

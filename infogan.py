@@ -273,8 +273,10 @@ class InfoGAN(common.Model):
             try:
                 values = given.expand(n, self.continuous)
             except RuntimeError:
-                raise common.InputError(f"continuous is {tuple(given.shape)}; expected what "
-                                        f"broadcasts to ({n}, {self.continuous})") from None
+                values = given / 0                    # refused
+            if not values.isfinite().all():
+                raise common.InputError(f"continuous is {given.tolist()}; expected finite numbers "
+                                        f"that broadcast to ({n}, {self.continuous})")
         onehots = [F.one_hot(column, k) for column, k in zip(columns, self.categorical)]
         return torch.cat([noise, *onehots, values], 1).to(next(self.parameters()))
 

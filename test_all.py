@@ -57,6 +57,7 @@ from common import InputError
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "results"))
 
+import export
 import introvae
 import study
 
@@ -752,7 +753,7 @@ def test_clustering_scores():
     assert found["confusion"][2][2] == together.count((2, 2))
     one = common.clustering_scores(torch.zeros(300, dtype=torch.long), labels)
     assert one["nmi"] < 1e-9
-    assert one["accuracy"] == max(b.count(k) for k in range(5)) / 300
+    assert one["accuracy"] == one["largest_class"] == max(b.count(k) for k in range(5)) / 300
 
 
 def test_frechet_distance_in_closed_form():
@@ -1220,7 +1221,8 @@ def test_own_images_that_cannot_be_meant_are_refused():
     whole = torch.arange(4)
     bad = [
         ([1], "expected a dict"),
-        ({"pictures": image}, "KeyError: 'images'", "expected a dict"),
+        ({"pictures": image}, "pictures; known are images", "expected a dict"),
+        ({"images": image, "targets": whole}, "targets; known are images", "expected a dict"),
         ({"images": [[0]]}, "list", "two images or more"),
         ({"images": image[0, 0]}, "uint8 (8, 8)", "(N, C, H, W)"),
         ({"images": image[:0]}, "uint8 (0, 1, 8, 8)"),
@@ -1276,6 +1278,9 @@ def test_held_out_images_are_a_random_tenth():
         assert "one class" not in out.getvalue()
         own(content | {"labels": torch.zeros(1000)})
         assert "all test images are of one class" in out.getvalue()
+        assert "largest class" not in out.getvalue()
+        own(content | {"labels": (torch.arange(1000) > 800).long()})
+        assert "the largest class has 80% of the images" in out.getvalue()
 
 
 def test_a_folder_is_a_data_set_or_told_how_to_become_one():
@@ -1378,7 +1383,8 @@ def test_infogan_latents_hold_what_is_asked():
     assert torch.equal(fixed.continuous, torch.tensor([[1.5, -1.0]] * 3))
     for bad in (10, -1, [1, 2], 1.5, [[1, 4]] * 3, [[1, 2, 3]] * 3):
         refused(lambda bad=bad: model.sample_latent(3, categorical=bad), "categor")
-    refused(lambda: model.sample_latent(3, continuous=[1, 2, 3]), "continuous")
+    for bad in ([1, 2, 3], math.nan, [0.0, math.inf]):
+        refused(lambda bad=bad: model.sample_latent(3, continuous=bad), "continuous is", "finite")
     one = model.sample_latent(4, rng=torch.Generator().manual_seed(3))
     two = model.sample_latent(4, rng=torch.Generator().manual_seed(3))
     assert torch.equal(one, two)
@@ -1632,6 +1638,25 @@ def test_a_model_is_a_module_like_any_other():
             for a, b in zip(outputs(other), plain):
                 assert torch.allclose(a, b, atol=1e-5)
     assert torch.allclose(plain[0], model.encoder(2 * images - 1), atol=1e-6)
+
+
+def test_exported_models_give_what_encode_and_decode_give():
+    for model in small_models():
+        programs = export.exported(model)
+        for n in (1, 2, 7):
+            latent = model.sample_latent(n)
+            images = model.decode(latent)
+            assert (programs["decode"].module()(latent) - images).abs().max() < 1e-6
+            found = programs["encode"].module()(images)
+            found = torch.cat(found, 1) if isinstance(found, tuple) else found
+            assert (found - codes_of(model, images)).abs().max() < 1e-6
+    with folder():
+        model.save("model.pt")
+        export.main(["model.pt", "out"])
+        assert set(contents("out")) == {"encode.pt2", "decode.pt2"}
+        again = torch.export.load("out/decode.pt2").module()(latent)
+        assert (again - images).abs().max() < 1e-6
+        refused(lambda: export.main(["nothing.pt", "out"]), "nothing.pt")
 
 
 def test_evaluation_leaves_modes_weights_and_gradients_alone():
@@ -2993,9 +3018,10 @@ def python_blocks(path):
 
 
 def test_python_in_the_readme_runs():
-    """Every Python block of README.md as it stands, one after another, on small images."""
-    blocks = python_blocks(HERE / "README.md")
-    assert len(blocks) >= 2
+    """Every Python block of README.md as it stands, one after another and then once more, on small
+    images: the loop goes on from what it saved."""
+    blocks = python_blocks(HERE / "README.md") * 2
+    assert len(blocks) >= 4
     with folder():
         small_data(labels=False, path="mine.pt")
         Path("results").mkdir()
@@ -3004,6 +3030,8 @@ def test_python_in_the_readme_runs():
         for number, block in enumerate(blocks):
             code = compile(block, f"README.md, Python block {number + 1}", "exec")
             exec(code, {"__name__": "__main__"})
+        state = torch.load("ogan.pt", weights_only=True)["optimizers"]["e"]["state"][0]
+        assert state["step"] == 2 * 10 * (160 // 64)
 
 
 def test_trained_models_read_what_they_generate():
@@ -3098,11 +3126,12 @@ def test_import_changes_nothing():
 
 # By name: what else lies in the folder, as a packing script of the user's, is none of ours.
 SOURCES = [HERE / name for name in ("common.py", "infogan.py", "ogan.py", "test_all.py",
-                                    "results/introvae.py", "results/study.py")]
+                                    "results/export.py", "results/introvae.py",
+                                    "results/study.py")]
 
 
 def test_only_torch_the_standard_library_and_our_modules_are_imported():
-    ours = {"common", "infogan", "introvae", "ogan", "study"}
+    ours = {"common", "export", "infogan", "introvae", "ogan", "study"}
     imported = {}
     for path in SOURCES:
         modules = set()
@@ -3120,7 +3149,7 @@ def test_only_torch_the_standard_library_and_our_modules_are_imported():
 def test_the_readmes_name_every_flag_and_key():
     front, notebook = HERE / "README.md", HERE / "results" / "README.md"
     notes = notebook.read_text("utf-8")
-    flags = {"--recipe", "--help", "--long", "--nproc-per-node"}
+    flags = {"--recipe", "--help", "--long", "--nproc-per-node", "--onnx"}
     for module in METHODS.values():
         for f in fields(module.Config):
             flags |= {common.flag_of(f), "--no-" + common.flag_of(f)[2:]}
