@@ -285,8 +285,9 @@ class Model(nn.Module):
         """Bring optimisers by name to where they were at `save`; InputError if it kept others."""
         state = read_checkpoint(path, self.METHOD)
         with blaming(path, f"the optimisers {', '.join(optimizers)} of this {self.METHOD}.py"):
+            saved = state["parts"] if "parts" in state else state["optimizers"]
             for name, optimizer in optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                optimizer.load_state_dict(saved[name])
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu"):
@@ -365,7 +366,7 @@ def load_data(name: str, root: str | Path = "data") -> Data:
     path = Path(name).expanduser()
     if name in SOURCES:
         return own_data(name, *find_or_download(name, Path(root).expanduser()))
-    if path.is_dir():
+    if os.path.isdir(path):
         return own_data(name, *read_folder(path))
     if name.endswith(".pt"):
         return own_data(name, *read_file(path))
@@ -649,15 +650,12 @@ def draw_digits(n, seed=0, points=64, blur=0.8):
 # ---------------------------------------------------------------- scores
 
 def assignment(profit):
-    """The column for each row of whole numbers (R, K), one-to-one, that maximises the sum; int64
-    (R,), -1 where R > K leaves a row without one. Exact: row by row along the shortest augmenting
+    """The column for each row of counts (R, K), one-to-one, that maximises the sum; int64 (R,), -1
+    where R > K leaves a row without one. Exact: row by row along the shortest augmenting
     path (the Hungarian method, Kuhn 1955), which is found by Bellman's and Ford's relaxation."""
-    rows, columns = profit.shape
-    if rows > columns:
-        match = torch.full((rows,), -1)
-        match[assignment(profit.T)] = torch.arange(columns)
-        return match
-    cost = -profit.double()
+    rows, real = profit.shape
+    columns = max(rows, real)                          # the ones beside the real are worth nothing
+    cost = -F.pad(profit.double(), (0, columns - real))
     match = torch.full((rows,), -1)
     for start in range(rows):
         taken = match[:start]                          # the columns of the rows before
@@ -676,7 +674,7 @@ def assignment(profit):
             before = match[row].item()
             match[row] = column
             column = before
-    return match
+    return torch.where(match < real, match, -1)
 
 
 def contingency(a, b):
@@ -839,7 +837,7 @@ def save_grid(images: Tensor, path: str | Path, columns: int = 10) -> None:
     images, path = floats(images), Path(path)
     if images.ndim == 3:
         write_file(path, png(grid(images[None], 1, scale=1, border=0)))
-    elif path.suffix == ".png":
+    elif path.suffix.lower() == ".png" or path.is_file():
         write_file(path, png(grid(images, columns)))
     else:
         path.mkdir(parents=True, exist_ok=True)
@@ -972,11 +970,9 @@ class RunConfig:
         for name in changes:
             if name not in cls.MAY_CHANGE:
                 raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run")
-        path = Path(resume).expanduser()
-        changes["resume"] = str(path.parent if path.is_file() else path)
-        with blaming(path, f"a run of this {cls.METHOD}.py"):
-            saved = read_checkpoint(path, cls.METHOD)["config"]
-            config = cls(**(saved | changes))
+        with blaming(resume, f"a run of this {cls.METHOD}.py"):
+            saved = read_checkpoint(resume, cls.METHOD)["config"]
+            config = cls(**(saved | changes | {"resume": str(resume)}))
         for f in fields(cls):
             if f.name not in saved:
                 print(f"{resume} is from before {flag_of(f)}; it goes on with "
@@ -993,6 +989,8 @@ class RunConfig:
             if choices and value not in choices:
                 raise InputError(f"{flag_of(f)} is {value}; choose from {', '.join(choices)}")
             for number in value if kind is list else [value]:
+                if kind is list and type(number) is not int:
+                    raise InputError(f"{flag_of(f)} holds {number!r}; expected whole numbers")
                 if kind is not str and not low <= number <= high:
                     raise InputError(f"{flag_of(f)} is {number}; expected {low} to {high}")
             if kind is str and value.startswith("~"):
@@ -1028,8 +1026,8 @@ def parse(Config, description, argv=None):
                                 metavar=None if choices else type(default).__name__.upper())
     found, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = [flag_of(f) for f in fields(Config)]
-        meant = [flag for flag in flags if flag.startswith(unknown[0])]
+        flags = ["--recipe", *map(flag_of, fields(Config))]
+        meant = [flag for flag in flags if flag.startswith(unknown[0]) and len(unknown[0]) > 2]
         meant = meant or difflib.get_close_matches(unknown[0], flags)
         hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -1053,7 +1051,7 @@ def command_line(train, Config, description, argv=None):
     except InputError as error:
         why, status = str(error), 2
     except KeyboardInterrupt:
-        why, status = "stopped; --resume RUN goes on from its last finished epoch", 130
+        why, status = "stopped; --resume RUN goes on from its last finished epoch, if any", 130
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -1063,6 +1061,8 @@ def command_line(train, Config, description, argv=None):
             raise
         sys.stdout = None
         why, status = f"cannot print: {error.strerror}; --resume RUN goes on", 2
+    if sys.stdout is not None and sys.stdout.isatty():
+        print()                                        # the line of progress stays
     print(f"{Config.METHOD}.py: {why}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -1092,13 +1092,10 @@ def pick_precision(name, device):
     newer versions of torch tell that; with others `auto` is fp32 there."""
     if name != "auto":
         return name
-    able = False
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        capabilities = torch.cpu.get_capabilities()
-        able = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bf16" if able else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
 
 
 def autocast(device, precision):
@@ -1238,9 +1235,9 @@ def modern(state):
 
 def refuse_taken(out):
     """InputError if something is there already that a new run must not touch."""
-    folder = Path(out)
-    if out and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--out {out} exists already; choose another, or go on: --resume {out}")
+    if os.path.isfile(out) or os.path.isdir(out) and os.listdir(out):
+        go_on = f", or go on: --resume {out}" if os.path.isfile(f"{out}/checkpoint.pt") else ""
+        raise InputError(f"--out {out} exists already; choose another{go_on}")
 
 
 def new_folder(method, out):
@@ -1251,9 +1248,9 @@ def new_folder(method, out):
         try:
             folder.mkdir(parents=True, exist_ok=bool(out))
             return folder
-        except FileExistsError:
-            continue
         except OSError as error:
+            if not out and os.path.lexists(folder):
+                continue
             raise InputError(f"--out {folder} cannot be made: {error.strerror}") from None
 
 
@@ -1310,9 +1307,9 @@ class Run:
             run.report(scores, figures)                     # values; everything is written here
 
     A checkpoint is a dict of parts, whatever has a state_dict, and is written with all other files
-    once an epoch, after the scores: a run that was stopped goes on from its last finished epoch,
-    to the bit. Under torchrun each process takes its slice of every batch and has latents of its
-    own, gradients are averaged before each optimiser's step, and the first alone writes.
+    by `report`, once the scores are there: a run that was stopped goes on from its last finished
+    epoch, to the bit. Under torchrun each process takes its slice of every batch and has latents of
+    its own, gradients are averaged before each optimiser's step; all score, the first alone writes.
     """
     QUIET = 60                                         # seconds without a line where no one watches
 
@@ -1331,8 +1328,8 @@ class Run:
         count = len(self.data.images)
         self.size = min(config.batch_size, count)
         if config.batch_size % self.processes or self.size < 2 * self.processes:
-            raise InputError(f"{count} images in batches of --batch-size {config.batch_size} cannot"
-                             f" be split over {self.processes} processes, 2 or more for each")
+            raise InputError(f"{count} images, --batch-size {config.batch_size}: each of "
+                             f"{self.processes} processes needs a like share, 2 or more")
         self.fingerprint = fingerprint(self.data)
         self.data.to(self.device)
         name = self.data.name
@@ -1342,7 +1339,6 @@ class Run:
         self.config = replace(config, data=name, precision=precision)
         self.epoch = 0
         self.history = []                              # the lines of metrics.jsonl
-        self.captions = {}                             # of the pictures
         self.means = None                              # of the epoch that is to be reported
         torch.manual_seed(config.seed)
 
@@ -1351,10 +1347,12 @@ class Run:
         config.resume stood; or make a new folder."""
         self.parts = parts
         method = self.config.METHOD
+        self.folder = Path(self.config.out)
         if self.config.resume:
-            self.folder = Path(self.config.resume)
-            with blaming(self.folder, f"a run of this {method}.py"):
-                self._take_up(read_checkpoint(self.folder, method))
+            path = Path(self.config.resume)
+            self.folder = path.parent if path.is_file() else path
+            with blaming(path, f"a run of this {method}.py"):
+                self._take_up(read_checkpoint(path, method))
         for part in parts.values() if self.processes > 1 else ():
             if isinstance(part, torch.optim.Optimizer):
                 part.register_step_pre_hook(average_gradients)
@@ -1394,7 +1392,8 @@ class Run:
                 group["capturable"] = self.device.type == "cuda"    # it may have trained elsewhere
             part.load_state_dict(state["parts"][name])
         self.epoch, self.history = state["epoch"], state["history"]
-        self.captions = state.get("captions", {})
+        if self.is_new:
+            self.history = []                          # it was only scored
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -1459,7 +1458,7 @@ class Run:
         else:
             print(line, flush=True)
 
-    def report(self, scores, figures=None):
+    def report(self, scores, figures):
         """Write all files of the run folder.
 
         scores, a dict for JSON, join the line of the epoch that has ended; where none has, of the
@@ -1480,21 +1479,19 @@ class Run:
             self.history[-1] |= scores
             for key in ("seed", "device", "precision", "threads", "torch", "parameters"):
                 self.history[-1][key] = self.about[key]
-        for name, (picture, caption) in (figures or {}).items():
-            write_file(self.folder / f"{name}.png", png(picture))
-            self.captions[name] = caption
-            if name == "samples" and self.epoch & (self.epoch - 1) == 0:        # 0, 1, 2, 4, 8 ..
-                write_file(self.folder / f"samples-{self.epoch}.png", png(picture))
-                self.captions[f"samples-{self.epoch}"] = f"Samples, epoch {self.epoch}."
+        pictures = {name: (png(picture), caption) for name, (picture, caption) in figures.items()}
+        for name, (image, _) in pictures.items():
+            write_file(self.folder / f"{name}.png", image)
+        if self.epoch & (self.epoch - 1) == 0:                      # 0, 1, 2, 4, 8 ..
+            write_file(self.folder / f"samples-{self.epoch}.png", pictures["samples"][0])
         lines = [json.dumps(line) + "\n" for line in self.history]
         write_file(self.folder / "metrics.jsonl", "".join(lines))
-        write_file(self.folder / "index.html", self._page())
+        write_file(self.folder / "index.html", self._page(pictures))
         on_cuda = self.device.type == "cuda"
         write_file(self.folder / "checkpoint.pt", {
             "method": self.config.METHOD, "options": self.parts["model"].options,
             "model": self.parts["average"].model.state_dict(), "config": asdict(self.config),
-            "epoch": self.epoch, "history": self.history, "captions": self.captions,
-            "fingerprint": self.fingerprint,
+            "epoch": self.epoch, "history": self.history, "fingerprint": self.fingerprint,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None})
@@ -1506,10 +1503,10 @@ class Run:
             if value is None:
                 print(f"{key} is not defined here: the images are too few, or all alike")
 
-    def _page(self):
-        pictures = {}
-        for name in sorted(self.captions, key=lambda name: name.startswith("samples-")):
-            pictures[name] = (self.folder / f"{name}.png").read_bytes(), self.captions[name]
+    def _page(self, pictures):
+        early = self.folder.glob("samples-*[0-9].png")
+        for path in sorted(early, key=lambda path: int(path.stem[8:])):
+            pictures[path.stem] = path.read_bytes(), f"Samples, epoch {path.stem[8:]}."
         shown = self.about | {"data": self.data.name}
         for private in ("data_root", "out", "resume"):
             del shown[private]
@@ -1527,11 +1524,7 @@ def fingerprint(data):
 def defined(scores):
     """Nested scores with None for what came out NaN or infinite, as an error over that of data that
     never vary: JSON has no NaN."""
-    if isinstance(scores, dict):
-        return {key: defined(value) for key, value in scores.items()}
-    if isinstance(scores, list):
-        return [defined(value) for value in scores]
-    return None if isinstance(scores, float) and not math.isfinite(scores) else scores
+    return json.loads(json.dumps(scores), parse_constant=lambda constant: None)
 
 
 def brief(scores):

@@ -200,16 +200,13 @@ class InfoGAN(common.Model):
                                                         nn.Sigmoid())
         self.d_trunk = common.convolutional_trunk(shape, width, slope=0.1)
         self.d_head = nn.Sequential(nn.Linear(16 * width, 1), common.Float32(), nn.Flatten(0))
-        self.q_trunk, self.q_moments = None, None
-        if trunk == "own":
-            self.q_trunk = common.convolutional_trunk(shape, width, slope=0.1)
+        own = trunk == "own"
+        self.q_trunk = common.convolutional_trunk(shape, width, slope=0.1) if own else None
         # On a trunk of its own, categories and continuous codes have a hidden layer each: one that
         # has learned to ignore how a digit leans cannot tell it.
-        if trunk == "own" and logits and moments:
-            self.q_head = head(logits)
-            self.q_moments = head(moments)
-        else:
-            self.q_head = head(logits + moments)
+        apart = own and logits > 0 and moments > 0
+        self.q_head = head(logits if apart else logits + moments)
+        self.q_moments = head(moments) if apart else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Codes]:
         """D and Q: images (N, C, H, W) in [0, 1] to real-or-fake logits (N,) and Codes."""
@@ -370,12 +367,11 @@ def neighbours(images: Tensor, count=5, among=6000, components=50) -> Tensor:
     some = (some - mean) @ axes
     places = common.in_batches(lambda part: (pixels(part) - mean) @ axes, images)
     half_squares = some.square().sum(1) / 2
-    count = min(count, len(chosen))
-    found = torch.empty(len(images), count, dtype=torch.int64, device=images.device)
-    for part, place in zip(found.split(500), places.split(500)):
-        likeness = place @ some.T - half_squares
-        part.copy_(chosen[likeness.topk(count, sorted=False).indices])
-    return found
+
+    def nearest(part):
+        likeness = part @ some.T - half_squares
+        return chosen[likeness.topk(min(count, len(chosen)), sorted=False).indices]
+    return common.in_batches(nearest, places, 500)
 
 
 def warm_up(model: InfoGAN, images: Tensor, epochs: int = 2, heads: int = 8, rate: float = 1e-3,
@@ -500,13 +496,11 @@ def figures(model: InfoGAN) -> dict:
     rows = model.sample_latent(10, rng=rng)
     start = model.noise                                           # where a code's columns begin
     for i, k in enumerate(model.categorical, 1):
-        onehots = torch.eye(k, device=model.device)
         latent = columns.repeat(k, 1)
-        latent[:, start:start + k] = onehots.repeat_interleave(10, 0)
+        latent[:, start:start + k] = torch.eye(k, device=model.device).repeat_interleave(10, 0)
         shown[f"traversal{i}" if i > 1 else "traversal"] = latent, f"A row is a category of c{i}."
         if i == 1:
-            rows = columns[:1].repeat(k, 1)
-            rows[:, start:start + k] = onehots
+            rows = latent[::10]
         start += k
     sweep = torch.linspace(-2, 2, 10, device=model.device) * model.code_range
     for j in range(model.continuous):
@@ -552,14 +546,14 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
                     autocast=autocast)
             common.share(*model.state_dict().values())
             seconds = time.perf_counter() - began
-            run.report({"seconds": seconds} | clustering(model, run.data))
+            run.report({"seconds": seconds} | clustering(model, run.data), figures(average.model))
     step = common.Captured(step)
     for _ in run.epochs():
         for real in run.batches():
             run.log(step(real))
         run.report(scores(average.model, run.data, config.samples), figures(average.model))
     judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge))
+    run.report(scores(average.model, run.data, config.samples, judge), figures(average.model))
     return average.model.eval(), run
 
 

@@ -159,9 +159,7 @@ class OGAN(common.Model):
 
     def score(self, code: Tensor) -> Tensor:
         """The critic: E(x) (N, latent) to (N,), low for real images."""
-        if self.critic is not None:
-            return self.critic(code).flatten()
-        return code.mean(1)
+        return code.mean(1) if self.critic is None else self.critic(code).flatten()
 
     e_parameters = common.Model.other_parameters             # those of E (and T)
 
@@ -408,7 +406,8 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
         run.report(scores(average.model, run.data, config.samples),
                    figures(average.model, run.data))
     judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge))
+    run.report(scores(average.model, run.data, config.samples, judge),
+               figures(average.model, run.data))
     return average.model.eval(), run
 
 

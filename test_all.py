@@ -1569,6 +1569,11 @@ def test_a_saved_model_goes_on_training():
                     losses = step(one, pair["a"], pair["g"], images)
                 results.append((one.state_dict(), losses))
             assert again.training and equal(*results)
+            small_data()
+            run(cls.METHOD)
+            name = "d" if cls is infogan.InfoGAN else "e"
+            trained = cls.load("run")
+            trained.load_optimizers("run", **{name: optimizers(trained)["a"]})
             refused(lambda again=again, other=others["a"]:
                     again.load_optimizers("model.pt", b=other), "model.pt", "'b'")
 
@@ -2228,7 +2233,7 @@ def test_ctrl_c_stops_and_the_run_goes_on_from_its_last_epoch():
     cases = [                                      # a function, which call of it, epochs
         ("invariance_loss", 20, 0),                # in InfoGAN's warm-up
         ("training_step", 3, 0), ("training_step", 7, 1), ("scores", 0, 0), ("scores", 1, 1),
-        ("scores", 2, 2), ("figures", 0, None), ("figures", 2, 1), ("os.replace", 18, None),
+        ("scores", 2, 2), ("figures", 0, None), ("figures", 2, None), ("os.replace", 18, None),
     ]
     for method, module in METHODS.items():
         with folder() as (_, _, err):
@@ -2264,6 +2269,31 @@ def test_ctrl_c_stops_and_the_run_goes_on_from_its_last_epoch():
                     assert same_run("whole", f"run{i}")
             after = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
             assert after == handlers
+
+
+def test_a_run_folder_that_lost_or_gained_files():
+    with folder():
+        small_data()
+        run("ogan", "--epochs", 2, "--out", "whole")
+        run("ogan")
+        shutil.copytree("run", "copy")
+        for path in Path("copy").glob("*.png"):
+            path.unlink()
+        run("ogan", "--resume", "copy", "--epochs", 2)              # only the checkpoint was needed
+        assert equal(checkpoint("copy")["parts"], checkpoint("whole")["parts"])
+        shutil.copy("run/checkpoint.pt", "run/kept.pt")
+        run("ogan", "--resume", "run", "--epochs", 2)
+        ogan.main(["--resume", "run/kept.pt", "--epochs", "1"])     # goes on from that very file
+        assert checkpoint("run")["epoch"] == 1
+        ogan.main(["--resume", "run/checkpoint.pt", "--epochs", "2"])
+        assert equal(checkpoint("run")["parts"], checkpoint("whole")["parts"])
+        Path("begun").mkdir()
+        Path("begun/config.json").write_text("{}")                  # stopped before its checkpoint
+        refused(lambda: run("ogan", "--out", "begun"), "exists already; choose another")
+        Path("gone").symlink_to("nowhere/at-all")
+        refused(lambda: run("ogan", "--out", "gone"), "--out gone cannot be made")
+        for flags in (["--out", "x" * 300], ["--data", "x" * 300, "--out", "other"]):
+            refused(lambda flags=flags: run("ogan", *flags), "x" * 20)
 
 
 def test_a_full_disk_keeps_what_was_there():
@@ -2463,7 +2493,6 @@ def older(state):
         state[name] = values
     if state["config"]["average"] == 0:
         average = None
-    del state["captions"]
     return state | {"model": model, "average": average, "average_updates": updates, "step": 0,
                     "optimizers": parts, "order": None, "names": [], "sums": None, "seconds": 0.0}
 
@@ -2746,7 +2775,7 @@ def test_two_processes_train_as_one():
             for size in (33, 2):
                 config = infogan.Config(batch_size=size, data="small.pt")
                 refused(lambda config=config: common.Run(config), f"--batch-size {size}",
-                        "cannot be split over 2 processes")
+                        "each of 2 processes")
 
 
 def test_the_first_process_alone_writes():
@@ -2831,7 +2860,8 @@ BAD_FLAGS = [
     ("--width 99999999999999999999", "1 to 1000000"), ("--recipe cake", "paper"),
     ("--precision fp16", "bf16"), ("--resume .", "no such file"),
     ("--resume nowhere", "no such file"), ("--resume . --out x", "cannot change"),
-    ("--epoch 5", "did you mean --epochs?"), ("--lr 1e-3", "did you mean --lr-"),
+    ("--epoch 5", "did you mean --epochs?"),
+    ("--recip paper", "did you mean --recipe"), ("--lr 1e-3", "did you mean --lr-"),
     ("--bacth-size 5", "did you mean --batch-size"), ("--limit -1", "--limit"),
 ]
 OWN_BAD_FLAGS = {

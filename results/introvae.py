@@ -186,7 +186,8 @@ def train(config):
         run.report(scores(average.model, run.data, config.samples),
                    ogan.figures(average.model, run.data))
     judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge))
+    run.report(scores(average.model, run.data, config.samples, judge),
+               ogan.figures(average.model, run.data))
     return average.model.eval(), run
 
 

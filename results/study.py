@@ -54,6 +54,8 @@ def measures(folder, base=Path()):
         return {}
     model = infogan.InfoGAN.load(folder)
     data = common.load_data(config["data"], Path(base, config["data_root"]))
+    data.images = data.images[:config.get("limit") or None]
+    data.labels = None if data.labels is None else data.labels[:len(data.images)]
     n = min(config["samples"], len(data.images))
     latent = model.sample_latent(n, rng=torch.Generator(model.device).manual_seed(0))
     result = {}
