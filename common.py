@@ -59,17 +59,18 @@ def stage_channels(shape, width):
 
     Up to 32 pixels it is two stages, the InfoGAN paper's for MNIST; beyond, as many as bring the
     longer side under 8: 3 for 40 to 56 pixels, 4 for 64 to 112, 5 for 128 to 224. The first has
-    `width` channels, each next one twice as many, up to eight times `width`. Errors: InputError
-    unless both sides can be halved so often.
+    `width` channels, each next one twice as many, up to eight times `width`. A shorter side stays
+    once it is odd. Errors: InputError unless it has a factor of 4 and the longer can be halved so
+    often.
     """
     side = max(shape[1:])
     stages = 2
     while side > 32 and side >> stages >= 8:
         stages += 1
     multiple = 2**stages
-    if min(shape) < 1 or shape[1] % multiple or shape[2] % multiple:
+    if min(shape) < 1 or side % multiple or min(shape[1:]) % 4:
         raise InputError(f"images of {'x'.join(map(str, shape))} do not fit the networks; pad or "
-                         f"crop height and width to multiples of {multiple}")
+                         f"crop them, the longer side to multiples of {multiple}, the other of 4")
     return [width * min(2**stage, 8) for stage in range(stages)]
 
 
@@ -89,11 +90,13 @@ def convolutional_trunk(shape, width, slope):
     before, h, w = shape
     layers = []
     for i, channels in enumerate(stage_channels(shape, width)):     # (N, channels, h / 2, w / 2)
-        layers.append(nn.Conv2d(before, channels, 4, 2, 1, bias=i == 0))
+        stride = 2 - h % 2, 2 - w % 2                 # 1 for an odd side
+        kernel = stride[0] + 2, stride[1] + 2
+        layers.append(nn.Conv2d(before, channels, kernel, stride, 1, bias=i == 0))
         if i > 0:
             layers.append(nn.BatchNorm2d(channels))
         layers.append(nn.LeakyReLU(slope))
-        before, h, w = channels, h // 2, w // 2
+        before, h, w = channels, h // stride[0], w // stride[1]
     return nn.Sequential(
         *layers, nn.Flatten(), nn.Linear(before * h * w, 16 * width, bias=False),
         nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))            # (N, 16 width)
@@ -106,16 +109,21 @@ def convolutional_generator(inputs, shape, width, activation):
     """
     c, h, w = shape
     channels = stage_channels(shape, width)
-    h, w = h >> len(channels), w >> len(channels)
+    strides = []
+    for _ in channels:
+        strides.append((2 - h % 2, 2 - w % 2))        # as in the trunk
+        h, w = h // strides[-1][0], w // strides[-1][1]
     units = channels[-1] * h * w
     layers = [
         nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),
         nn.Linear(16 * width, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(),
         nn.Unflatten(1, (channels[-1], h, w))]
-    for i in range(len(channels) - 1, 0, -1):                       # (N, channels[i - 1], 2 h, 2 w)
-        layers += [nn.ConvTranspose2d(channels[i], channels[i - 1], 4, 2, 1, bias=False),
-                   nn.BatchNorm2d(channels[i - 1]), nn.ReLU()]
-    layers.append(nn.ConvTranspose2d(channels[0], c, 4, 2, 1))      # (N, C, H, W)
+    for i in range(len(channels) - 1, -1, -1):                      # (N, channels[i - 1], 2 h, 2 w)
+        kernel = strides[i][0] + 2, strides[i][1] + 2
+        after = channels[i - 1] if i > 0 else c                     # at the end (N, C, H, W)
+        layers.append(nn.ConvTranspose2d(channels[i], after, kernel, strides[i], 1, bias=i == 0))
+        if i > 0:
+            layers += [nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers, Float32(), activation)
 
 
@@ -281,6 +289,18 @@ class Model(nn.Module):
         write_file(path, {"method": self.METHOD, "options": self.options,
                           "model": self.state_dict(), "optimizers": states})
 
+    def take(self, path: str | Path) -> None:
+        """Begin from the weights in a run folder or saved file, as far as names and shapes fit, and
+        print what stays new; InputError if none fits."""
+        saved, own = read_checkpoint(path, self.METHOD)["model"], self.state_dict()
+        fits = {name: saved[name] for name, value in own.items()
+                if name in saved and saved[name].shape == value.shape}
+        if not fits:
+            raise InputError(f"{path}: none of its weights fits networks of {self.options}")
+        self.load_state_dict(fits, strict=False)
+        new = ", ".join(name for name in own if name not in fits)
+        print(f"{path}: {len(fits)} of {len(own)} weights taken; new: {new or 'none'}")
+
     def load_optimizers(self, path: str | Path, **optimizers: torch.optim.Optimizer) -> None:
         """Bring optimisers by name to where they were at `save`; InputError if it kept others."""
         state = read_checkpoint(path, self.METHOD)
@@ -319,9 +339,11 @@ SOURCES = {
 }
 IDX_FILES = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
              "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
-# The names that these files go by elsewhere: unpacked, with a dot, after the name of a set.
-IDX_NAMES = [f"(.*-)?{kind}[-.]idx{i}-ubyte(\\.gz)?" for kind, i in (
-    ("train-images", 3), ("train-labels", 1), ("(t10k|test)-images", 3), ("(t10k|test)-labels", 1))]
+# The names that these files go by elsewhere: unpacked, with a dot, after that of a set (EMNIST's
+# splits); QMNIST's labels are rows of eight int32, of which the first is the class.
+IDX_NAMES = [f"(.*-)?{kind}(\\.gz)?" for kind in (
+    "train-images[-.]idx3-ubyte", "train-labels[-.]idx(1-ubyte|2-int)",
+    "(t10k|test)-images[-.]idx3-ubyte", "(t10k|test)-labels[-.]idx(1-ubyte|2-int)")]
 MIRROR_TIMEOUT = 15   # seconds of silence before the next mirror is tried
 
 
@@ -347,6 +369,11 @@ class Data:
                 setattr(self, name, value.to(device))
 
 
+def labelled(*columns):
+    """The rows that have a label (not -1) of tensors, of which the last is the labels."""
+    return [column[columns[-1] >= 0] for column in columns]
+
+
 def load_data(name: str, root: str | Path = "data") -> Data:
     """Data named `mnist`, `fashion`, `digits`, a FILE.pt or a folder of four IDX files; `auto` is
     mnist, else digits. Errors: InputError for an unknown name, a file that does not hold what it
@@ -366,10 +393,12 @@ def load_data(name: str, root: str | Path = "data") -> Data:
     path = Path(name).expanduser()
     if name in SOURCES:
         return own_data(name, *find_or_download(name, Path(root).expanduser()))
-    if os.path.isdir(path):
-        return own_data(name, *read_folder(path))
-    if name.endswith(".pt"):
+    if path.suffix == ".pt":
         return own_data(name, *read_file(path))
+    if path.suffix in (".npz", ".npy"):
+        raise InputError(f"--data {name} is NumPy's; results/README.md, Own images, packs it")
+    if os.path.isdir(path) or ("/" in name and os.path.isdir(path.parent)):
+        return own_data(name, *read_folder(path))
     raise InputError(f"--data {name!r} is unknown; take auto, mnist, fashion, digits, FILE.pt or a "
                      "folder of four IDX files")
 
@@ -396,18 +425,28 @@ def find_or_download(name, root):
         yield read_idx(found)
 
 
-def read_folder(folder):
-    """The four IDX files of a data set in MNIST's layout that is not MNIST, as tensors."""
-    found = [named(pattern, folder) for pattern in IDX_NAMES]
-    if not any(found):
-        raise InputError(f"--data {folder} holds no IDX files; to pack pictures into a FILE.pt: "
+def read_folder(path):
+    """What a folder in MNIST's layout holds, as tensors or None: images, labels, test images, test
+    labels. `path` may go on, as FOLDER/emnist-letters, to choose one of several sets; EMNIST's
+    images, which are stored transposed, are put upright."""
+    folder, start = (path, "") if path.is_dir() else (path.parent, path.name)
+    found = []
+    for pattern in IDX_NAMES:
+        files = named(pattern, folder, folder / "raw")
+        files = [file for file in files if file.name.startswith(start)]
+        names = {file.name.removesuffix(".gz"): file for file in files}
+        if len(names) > 1:
+            one = min(names).partition("-train")[0]
+            raise InputError(f"--data {path} holds {', '.join(sorted(names))}; choose one, as by "
+                             f"--data {folder}/{one}")
+        found += names.values() or [None]
+    if found[0] is None:
+        raise InputError(f"--data {path} holds no IDX files; to pack pictures into a FILE.pt: "
                          f"python results/pack.py {folder} mine.pt (README.md)")
-    for file, paths in zip(IDX_FILES, found):
-        if len(paths) != 1:
-            names = ", ".join(path.name for path in paths) or "none"
-            raise InputError(f"--data {folder}: expected one file each of the four; of the kind "
-                             f"of {file} there is {names}")
-    return [read_idx(path) for path, in found]
+    parts = [None if file is None else read_idx(file) for file in found]
+    if found[0].name.startswith("emnist"):
+        parts[::2] = [None if images is None else images.mT for images in parts[::2]]
+    return parts
 
 
 def genuine(path, checksum):
@@ -451,15 +490,19 @@ def download(file, mirrors, checksum, folder):
 
 
 def read_idx(path):
-    """An IDX file of bytes, packed or not, as a uint8 tensor (yann.lecun.com/exdb/mnist)."""
-    with blaming(path, "an IDX file of unsigned bytes, as MNIST's are"):
+    """An IDX file of bytes or int32, packed or not, as a tensor (yann.lecun.com/exdb/mnist); of
+    QMNIST's rows of labels the first column."""
+    with blaming(path, "an IDX file of unsigned bytes or int32, as MNIST's are"):
         content = unpacked(path)
         dimensions = content[3]
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
-        pixels = bytearray(content[4 + 4 * dimensions:])
-        if content[:3] != b"\0\0\x08":
+        values = bytearray(content[4 + 4 * dimensions:])
+        if content[:3] == b"\0\0\x08":
+            return torch.frombuffer(values, dtype=torch.uint8).view(shape)
+        if content[:3] != b"\0\0\x0c" or dimensions != 2:
             raise ValueError("another kind of number")
-        return torch.frombuffer(pixels, dtype=torch.uint8).view(shape)
+        octets = torch.frombuffer(values, dtype=torch.uint8).view(*shape, 4)    # big-endian
+        return (octets.long() << torch.tensor([24, 16, 8, 0])).sum(-1)[:, 0]
 
 
 def read_file(path):
@@ -496,13 +539,19 @@ def own_data(path, images, labels=None, test=None, test_labels=None):
         test, images = images[held_out], images[rest]
         if labels is not None:
             test_labels, labels = labels[held_out], labels[rest]
-    if labels is None:
+    if labels is not None and int(labels.max()) >= len(labels):     # numbered otherwise: counted
+        classes = torch.cat([labels, test_labels, torch.tensor([-1])]).unique()
+        labels = torch.searchsorted(classes, labels) - 1
+        test_labels = torch.searchsorted(classes, test_labels) - 1
+    if labels is None or min(labels.max(), test_labels.max()) < 0:
+        labels = test_labels = None
         print(f"{path} has no labels: the scores that need them are left out")
-    elif len(test_labels.unique()) == 1:
-        print(f"{path}: all test images are of one class, so accuracy, NMI and ARI say nothing")
-    if labels is not None:
-        share = float(labels.bincount().max()) / len(labels)
-        if share * len(labels.unique()) > 1.5:
+    else:
+        if len(labelled(test_labels)[0].unique()) == 1:
+            print(f"{path}: all test images are of one class, so accuracy, NMI and ARI say nothing")
+        counts = labelled(labels)[0].bincount()
+        share = float(counts.max() / counts.sum())
+        if share * (counts > 0).sum() > 1.5:
             print(f"{path}: the largest class has {share:.0%} of the images; InfoGAN's default "
                   "expects classes of one size")
     return Data(Path(path).name, images, labels, test, test_labels)
@@ -529,7 +578,8 @@ def own_images(path, key, images):
         low, high = images.min().item(), images.max().item()
         if images.is_floating_point():
             fits = low >= -1e-3 and high <= 1 + 1e-3
-            images = (255 * images.clamp(0, 1)).round()
+            parts = images.split(1000)                # not two more copies at once
+            images = torch.cat([(255 * part.clamp(0, 1)).round().byte() for part in parts])
         else:
             fits = low >= 0 and high <= 255 and high != 1           # 0 and 1 would be all but black
         if not fits or (images.shape[1] > 4 and images.shape[3] == 4):
@@ -538,21 +588,24 @@ def own_images(path, key, images):
 
 
 def own_labels(path, key, labels, count):
-    """Labels as int64 (count,), or None; taken are lists and tensors of whole numbers from 0 to
-    999, as a column too, and one-hot rows."""
+    """Labels as int64 (count,), or None; taken are lists and tensors of whole numbers, -1 for no
+    label, as a column too, and one-hot rows."""
     if labels is None:
         return None
     with blaming(f"--data {path}: the labels of `{key}`",
-                 f"a whole number from 0 to 999 for each of {count} images"):
+                 f"a whole number from 0 on, or -1 for none, for each of {count} images"):
         found = torch.as_tensor(labels)
+        if len(found) != count or found.ndim > 2 or found.is_complex():
+            raise ValueError(described(found))
         whole = found.long()
         if found.ndim == 2 and found.shape[1] > 1:    # one-hot rows, or nothing
             whole = whole.argmax(1)
-            found = torch.where(F.one_hot(whole, found.shape[1]).eq(found).all(1), whole, -1)
-        right = (whole == found.double()).all() and whole.min() >= 0 and whole.max() <= 999
-        if not right or len(whole) != count or whole.numel() != count or found.is_complex():
-            raise ValueError(described(torch.as_tensor(labels)))
-        return whole.flatten()
+            found = torch.where(F.one_hot(whole, found.shape[1]).eq(found).all(1), whole, math.nan)
+        whole, found = whole.flatten(), found.flatten().double()
+        wrong = ((whole != found) | (whole < -1)).nonzero()
+        if len(wrong):
+            raise ValueError(f"{found[wrong[0, 0]]:g} at {int(wrong[0, 0])}")
+        return whole
 
 
 # ---------------------------------------------------------------- drawn digits
@@ -756,14 +809,14 @@ class Judge(nn.Module):
         training images, on the CPU, from seed 0. torch's random state stays as it was."""
         if task is None:
             task = "orientation" if data.labels is None else "classes"
-        labels, classes = None, len(cls.FLIPS)
+        images, labels, classes = data.images.cpu(), None, len(cls.FLIPS)
         if task == "classes":
-            labels = data.labels.cpu()
+            images, labels = labelled(images, data.labels.cpu())
             classes = int(torch.cat([data.labels, data.test_labels]).max()) + 1
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             judge = cls(data.shape, classes, task)
-            judge.fit(data.images.cpu(), labels)
+            judge.fit(images, labels)
         return judge.to(data.images.device).eval().requires_grad_(False)
 
     def turned(self, images, generator=None):
@@ -804,6 +857,8 @@ class Judge(nn.Module):
         floor = in_batches(self.features, data.images[:n])
         if self.task == "orientation":
             images, labels = self.turned(images, torch.Generator().manual_seed(0))
+        else:
+            images, labels = labelled(images, labels)
         guess = in_batches(self, images).argmax(1)
         return {"frechet": frechet_distance(samples, test),
                 "frechet_floor": frechet_distance(floor, test), "judge_task": self.task,
@@ -953,6 +1008,8 @@ class RunConfig:
     limit: int = option(0, "train on the first so many images only, for a quick look; 0: on all")
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
     samples: int = option(10_000, "fresh samples to score; never more than training images", low=2)
+    from_: str = option("", "run folder or saved model to begin from: its weights, as far as they "
+                        "fit, and its options where no flag says otherwise")
     resume: str = option("", "run folder to go on with, under its own options, up to --epochs")
 
     METHOD, PAPER = "", {}
@@ -971,7 +1028,10 @@ class RunConfig:
             if name not in cls.MAY_CHANGE:
                 raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run")
         with blaming(resume, f"a run of this {cls.METHOD}.py"):
-            saved = read_checkpoint(resume, cls.METHOD)["config"]
+            state = read_checkpoint(resume, cls.METHOD)
+            if "config" not in state:
+                raise InputError(f"{resume} is a model, no run; to begin a run: --from {resume}")
+            saved = state["config"]
             config = cls(**(saved | changes | {"resume": str(resume)}))
         for f in fields(cls):
             if f.name not in saved:
@@ -998,7 +1058,7 @@ class RunConfig:
 
 
 def flag_of(f):
-    return "--" + f.name.replace("_", "-")
+    return "--" + f.name.strip("_").replace("_", "-")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1023,6 +1083,7 @@ def parse(Config, description, argv=None):
             parser.add_argument(flag_of(f), nargs="*", type=int, metavar="K", help=text)
         else:
             parser.add_argument(flag_of(f), type=type(default), choices=choices, help=text,
+                                dest=f.name,
                                 metavar=None if choices else type(default).__name__.upper())
     found, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -1034,9 +1095,11 @@ def parse(Config, description, argv=None):
     given = vars(found)
     if given.get("resume"):
         return Config.resumed(**given)
-    if given.pop("recipe", "best") == "paper":
-        return Config.paper(**given)
-    return Config(**given)
+    base = Config.PAPER if given.pop("recipe", "best") == "paper" else {}
+    if given.get("from_"):
+        options = read_checkpoint(given["from_"], Config.METHOD)["options"]
+        base = base | {f.name: options[f.name] for f in fields(Config) if f.name in options}
+    return Config(**(base | given))
 
 
 def command_line(train, Config, description, argv=None):
@@ -1353,6 +1416,9 @@ class Run:
             self.folder = path.parent if path.is_file() else path
             with blaming(path, f"a run of this {method}.py"):
                 self._take_up(read_checkpoint(path, method))
+        elif self.config.from_:
+            parts["model"].take(self.config.from_)
+            parts["average"].model.load_state_dict(parts["model"].state_dict())
         for part in parts.values() if self.processes > 1 else ():
             if isinstance(part, torch.optim.Optimizer):
                 part.register_step_pre_hook(average_gradients)
@@ -1458,8 +1524,9 @@ class Run:
         else:
             print(line, flush=True)
 
-    def report(self, scores, figures):
-        """Write all files of the run folder.
+    def report(self, scores, figures, best=None):
+        """Write all files of the run folder, and as best.pt, for `load`, the epoch in which the
+        score named `best` was least; the metrics have its number, best_epoch.
 
         scores, a dict for JSON, join the line of the epoch that has ended; where none has, of the
         one before. figures are pictures by name, (uint8 (H, W, 1 or 3), caption), `samples` among
@@ -1479,6 +1546,14 @@ class Run:
             self.history[-1] |= scores
             for key in ("seed", "device", "precision", "threads", "torch", "parameters"):
                 self.history[-1][key] = self.about[key]
+        samples = {"method": self.config.METHOD, "options": self.parts["model"].options,
+                   "model": self.parts["average"].model.state_dict()}
+        scored = [line for line in self.history if line.get(best) is not None]
+        if scored:
+            least = min(scored, key=lambda line: line[best])
+            if ended and least is self.history[-1]:
+                write_file(self.folder / "best.pt", samples)
+            self.history[-1]["best_epoch"] = least["epoch"]
         pictures = {name: (png(picture), caption) for name, (picture, caption) in figures.items()}
         for name, (image, _) in pictures.items():
             write_file(self.folder / f"{name}.png", image)
@@ -1488,10 +1563,9 @@ class Run:
         write_file(self.folder / "metrics.jsonl", "".join(lines))
         write_file(self.folder / "index.html", self._page(pictures))
         on_cuda = self.device.type == "cuda"
-        write_file(self.folder / "checkpoint.pt", {
-            "method": self.config.METHOD, "options": self.parts["model"].options,
-            "model": self.parts["average"].model.state_dict(), "config": asdict(self.config),
-            "epoch": self.epoch, "history": self.history, "fingerprint": self.fingerprint,
+        write_file(self.folder / "checkpoint.pt", samples | {
+            "config": asdict(self.config), "epoch": self.epoch, "history": self.history,
+            "fingerprint": self.fingerprint,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None})

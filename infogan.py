@@ -482,8 +482,9 @@ def clustering(model, data):
     """Scores of the first category as a clustering of the test images, if they have labels."""
     if data.test_labels is None or not model.categorical:
         return {}
-    clusters = model.encode(data.test_images).categorical[0].argmax(1)
-    return common.clustering_scores(clusters.cpu(), data.test_labels.cpu())
+    images, labels = common.labelled(data.test_images, data.test_labels)
+    clusters = model.encode(images).categorical[0].argmax(1)
+    return common.clustering_scores(clusters, labels)
 
 
 def figures(model: InfoGAN) -> dict:
@@ -539,7 +540,8 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
 
     if run.is_new:
         run.report({}, figures(average.model))
-        if config.epochs and config.warm_up and config.invariance and config.categorical:
+        begins = config.epochs and not config.from_
+        if begins and config.warm_up and config.invariance and config.categorical:
             print("warming up before epoch 1 ..", flush=True)
             began = time.perf_counter()
             warm_up(model, run.data.images, config.warm_up, batch_size=config.batch_size,

@@ -321,8 +321,9 @@ def scores(model: OGAN, data: common.Data, samples=10_000, judge=None) -> dict:
         result |= judge.scores(data, model, z)
     if same:
         result["agreement"] = float(torch.cat(same).float().mean())
-        result |= encoding_scores(model.encode(data.images), data.labels, model.to_latent(codes),
-                                  data.test_labels)
+        train = common.labelled(model.encode(data.images), data.labels)
+        test = common.labelled(model.to_latent(codes), data.test_labels)
+        result |= encoding_scores(*train, *test)
     return result
 
 
@@ -404,10 +405,10 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
         for real in run.batches():
             run.log(step(real))
         run.report(scores(average.model, run.data, config.samples),
-                   figures(average.model, run.data))
+                   figures(average.model, run.data), best="reconstruction_error")
     judge = common.Judge.for_data(run.data)
     run.report(scores(average.model, run.data, config.samples, judge),
-               figures(average.model, run.data))
+               figures(average.model, run.data), best="reconstruction_error")
     return average.model.eval(), run
 
 
