@@ -392,13 +392,13 @@ def load_data(name: str, root: str | Path = "data") -> Data:
         return Data(name, images[:n], labels[:n], images[n:], labels[n:], test_factors)
     path = Path(name).expanduser()
     if name in SOURCES:
-        return own_data(name, *find_or_download(name, Path(root).expanduser()))
+        return own_data(name, list(find_or_download(name, Path(root).expanduser())))
     if path.suffix == ".pt":
-        return own_data(name, *read_file(path))
+        return own_data(name, read_file(path))
     if path.suffix in (".npz", ".npy"):
         raise InputError(f"--data {name} is NumPy's; results/README.md, Own images, packs it")
     if os.path.isdir(path) or ("/" in name and os.path.isdir(path.parent)):
-        return own_data(name, *read_folder(path))
+        return own_data(name, read_folder(path))
     raise InputError(f"--data {name!r} is unknown; take auto, mnist, fashion, digits, FILE.pt or a "
                      "folder of four IDX files")
 
@@ -514,13 +514,15 @@ def read_file(path):
         unknown = sorted(content.keys() - set(keys))
         if unknown:
             raise ValueError(f"{', '.join(map(str, unknown))}; known are {', '.join(keys)}")
-        return content["images"], *(content.get(key) for key in keys[1:])
+        return [content["images"], *map(content.get, keys[1:])]
 
 
-def own_data(path, images, labels=None, test=None, test_labels=None):
-    """The Data of a user's images. Without test images a random tenth is held out, the same each
-    time; under twenty images serve both ends."""
-    images = own_images(path, "images", images)
+def own_data(path, parts):
+    """The Data of a user's images, from a list of them, labels, test images and labels, or None.
+    Without test images a random tenth is held out, the same each time; under twenty images serve
+    both ends."""
+    images = own_images(path, "images", parts.pop(0))  # what they were before is free now
+    labels, test, test_labels = parts
     labels = own_labels(path, "images", labels, len(images))
     if test is not None:
         test = own_images(path, "test_images", test)
@@ -578,8 +580,9 @@ def own_images(path, key, images):
         low, high = images.min().item(), images.max().item()
         if images.is_floating_point():
             fits = low >= -1e-3 and high <= 1 + 1e-3
-            parts = images.split(1000)                # not two more copies at once
-            images = torch.cat([(255 * part.clamp(0, 1)).round().byte() for part in parts])
+            exact, images = images, torch.empty(images.shape, dtype=torch.uint8)
+            for part, whole in zip(exact.split(100), images.split(100)):
+                whole.copy_((255 * part.clamp(0, 1)).round())       # not all at once
         else:
             fits = low >= 0 and high <= 255 and high != 1           # 0 and 1 would be all but black
         if not fits or (images.shape[1] > 4 and images.shape[3] == 4):
@@ -1030,13 +1033,13 @@ class RunConfig:
         with blaming(resume, f"a run of this {cls.METHOD}.py"):
             state = read_checkpoint(resume, cls.METHOD)
             if "config" not in state:
-                raise InputError(f"{resume} is a model, no run; to begin a run: --from {resume}")
+                raise InputError(f"{resume} is a model, not a run; to begin one: --from {resume}")
             saved = state["config"]
             config = cls(**(saved | changes | {"resume": str(resume)}))
         for f in fields(cls):
             if f.name not in saved:
                 print(f"{resume} is from before {flag_of(f)}; it goes on with "
-                      f"{getattr(config, f.name)}", file=sys.stderr)
+                      f"{getattr(config, f.name)!r}", file=sys.stderr)
         return config
 
     def __post_init__(self):
