@@ -399,8 +399,8 @@ def load_data(name: str, root: str | Path = "data") -> Data:
         raise InputError(f"--data {name} is NumPy's; results/README.md, Own images, packs it")
     if os.path.isdir(path) or ("/" in name and os.path.isdir(path.parent)):
         return own_data(name, read_folder(path))
-    raise InputError(f"--data {name!r} is unknown; take auto, mnist, fashion, digits, FILE.pt or a "
-                     "folder of four IDX files")
+    raise InputError(f"--data {name} is unknown, and no file or folder is there; take auto, mnist, "
+                     "fashion, digits, FILE.pt or a folder of IDX files")
 
 
 def named(pattern, *folders):
@@ -585,9 +585,14 @@ def own_images(path, key, images):
                 whole.copy_((255 * part.clamp(0, 1)).round())       # not all at once
         else:
             fits = low >= 0 and high <= 255 and high != 1           # 0 and 1 would be all but black
-        if not fits or (images.shape[1] > 4 and images.shape[3] == 4):
+        _, c, h, w = images.shape
+        if not fits or (c > 4 and (w == 4 or c == h != w)):         # channels last, it seems
             raise ValueError(f"{what} from {low:g} to {high:g}")
-        return images.byte()
+        images = images.byte()
+        if images.max() <= 16:
+            print(f"--data {path}: `{key}` are all but black, at most {int(images.max())} of 255; "
+                  "if that is white, take x * (255 / white)")
+        return images
 
 
 def own_labels(path, key, labels, count):
@@ -885,9 +890,11 @@ def grid(images, columns, scale=None, border=1):
     return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
 
 
-def save_grid(images: Tensor, path: str | Path, columns: int = 10) -> None:
+def save_grid(images: Tensor | list[Tensor], path: str | Path, columns: int = 10) -> None:
     """Write images, uint8 or in [0, 1]: (N, C, H, W) to one PNG, `columns` to a row; (C, H, W) to
     one as it is; (N, C, H, W) to one each where `path` is no .png but a folder. InputError."""
+    if isinstance(images, (list, tuple)) and images and all(map(torch.is_tensor, images)):
+        images = torch.stack(images)
     if not torch.is_tensor(images) or images.ndim not in (3, 4) or not images.numel():
         raise InputError(f"images are {described(images)}; expected (N, C, H, W) or (C, H, W)")
     if images.is_floating_point():
@@ -1262,7 +1269,11 @@ def blaming(path, what):
     except Exception as error:
         if out_of_memory(error):
             raise
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        code = re.search(r"GLOBAL (\S+)", why)         # torch's advice is to let it run
+        why = f"it holds a {code[1]}" if code else why[:200]
+        if isinstance(error, zipfile.BadZipFile):
+            why = "not the whole zip file that torch writes since 1.6"
         raise InputError(f"{path}: expected {what}; it is damaged, of another version or something "
                          f"else ({why})") from None
 

@@ -255,8 +255,9 @@ class InfoGAN(common.Model):
         """n latents from the prior on the model's device, the codes that are given held fixed.
 
         categorical: a category of the first code for all, (n,) one for each, or (n, m) for the
-        first m codes. continuous: what broadcasts to (n, continuous); beyond the prior's range it
-        extrapolates. rng: in place of torch's global numbers. Errors: InputError for other codes.
+        first m codes. continuous: what broadcasts to (n, continuous), None in a list for a code to
+        draw; beyond the prior's range it extrapolates. rng: in place of torch's global numbers.
+        Errors: InputError for other codes.
         """
         random = {"device": self.device, "generator": rng}
         noise = torch.rand(n, self.noise, **random) * 2 - 1
@@ -266,12 +267,17 @@ class InfoGAN(common.Model):
             given = self._given_categories(categorical, n)
             columns[:len(given)] = given
         if continuous is not None:
+            drawn = [False]
+            if isinstance(continuous, (list, tuple)) and None in continuous:
+                drawn = [value is None for value in continuous]
+                continuous = [value or 0.0 for value in continuous]
             given = torch.as_tensor(continuous, dtype=torch.float32, device=self.device)
             try:
-                values = given.expand(n, self.continuous)
+                values = torch.where(torch.tensor(drawn, device=self.device), values, given)
+                fits = values.shape == (n, self.continuous) and bool(values.isfinite().all())
             except RuntimeError:
-                values = given / 0                    # refused
-            if not values.isfinite().all():
+                fits = False
+            if not fits:
                 raise common.InputError(f"continuous is {given.tolist()}; expected finite numbers "
                                         f"that broadcast to ({n}, {self.continuous})")
         onehots = [F.one_hot(column, k) for column, k in zip(columns, self.categorical)]

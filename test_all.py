@@ -948,6 +948,8 @@ def test_save_grid_takes_what_encode_takes():
         common.save_grid(whole, "frames")                           # a folder of such
         assert sorted(contents("frames")) == ["00000.png", "00001.png", "00002.png"]
         assert decode_png(contents("frames")["00002.png"]).equal(whole[2].permute(1, 2, 0))
+        common.save_grid(list(whole), "list", 3)
+        assert contents("list") == contents("frames")
         for bad, word in ((whole.float(), "x / 255"), (whole.float() / 127 - 1, "(x + 1) / 2"),
                           (whole[0, 0], "(8, 12)"), ([[0]], "list"), (whole / 0.0, "nan")):
             refused(lambda bad=bad: common.save_grid(bad, "bad.png"), word)
@@ -1227,6 +1229,7 @@ def test_own_images_that_cannot_be_meant_are_refused():
         ({"images": image[0, 0]}, "uint8 (8, 8)", "(N, C, H, W)"),
         ({"images": image[:0]}, "uint8 (0, 1, 8, 8)"),
         ({"images": torch.zeros(4, 32, 32, 4).byte()}, "x.permute(0, 3, 1, 2) of channels last"),
+        ({"images": torch.zeros(4, 32, 32, 12).byte()}, "x.permute(0, 3, 1, 2) of channels last"),
         ({"images": image.to(torch.complex64)}, "complex64"),
         ({"images": image.to_sparse()}, "uint8 (4, 1, 8, 8)"),
         ({"images": image[:1]}, "`images`", "uint8 (1, 1, 8, 8)", "two images or more"),
@@ -1245,7 +1248,8 @@ def test_own_images_that_cannot_be_meant_are_refused():
         ({"images": image, "labels": whole.to_sparse()}, "whole number"),
         ({"images": image, "labels": "cats"}, "str"),
         ({"images": image, "labels": whole, "test_images": image}, "or neither"),
-        ({"images": image, "code": print}, "nothing else"),
+        ({"images": image, "code": print}, "nothing else", "it holds a "),
+        (torch.utils.data.TensorDataset(image), "it holds a torch.utils.data.dataset.Ten"),
     ]
     with folder():
         for content, *words in bad:
@@ -1280,6 +1284,9 @@ def test_held_out_images_are_a_random_tenth():
         assert "largest class" not in out.getvalue()
         own(content | {"labels": (torch.arange(1000) > 800).long()})
         assert "the largest class has 80% of the images" in out.getvalue()
+        assert "black" not in out.getvalue()
+        own({"images": content["images"] // 16})             # scikit-learn's digits end at 16
+        assert "`images` are all but black, at most 15 of 255" in out.getvalue()
 
 
 def test_a_folder_is_a_data_set_or_told_how_to_become_one():
@@ -1346,7 +1353,7 @@ def test_sets_in_mnists_layout_are_taken_as_they_lie():
         write("bare", names[:1], parts, "gz")              # images alone
         assert common.load_data("bare").labels is None
         for name, word in (("KMNIST/nothing", "no IDX files"), ("x.npz", "NumPy's"),
-                           ("no/such/folder", "unknown")):
+                           ("no/such/folder", "no file or folder is there")):
             refused(lambda name=name: common.load_data(name), name, word)
 
 
@@ -1444,7 +1451,12 @@ def test_infogan_latents_hold_what_is_asked():
     assert torch.equal(fixed.continuous, torch.tensor([[1.5, -1.0]] * 3))
     for bad in (10, -1, [1, 2], 1.5, [[1, 4]] * 3, [[1, 2, 3]] * 3):
         refused(lambda bad=bad: model.sample_latent(3, categorical=bad), "categor")
-    for bad in ([1, 2, 3], math.nan, [0.0, math.inf]):
+    held = model.split_latent(model.sample_latent(500, continuous=[None, -0.25])).continuous
+    assert held[:, 1].eq(-0.25).all() and held[:, 0].std() > 0.2    # None is drawn
+    each = torch.linspace(-1, 1, 3)[:, None]
+    assert model.split_latent(model.sample_latent(3, continuous=each)).continuous.equal(
+        each.expand(3, 2))
+    for bad in ([1, 2, 3], math.nan, [0.0, math.inf], [], [None, math.nan], [None, 0.0, 0.0]):
         refused(lambda bad=bad: model.sample_latent(3, continuous=bad), "continuous is", "finite")
     one = model.sample_latent(4, rng=torch.Generator().manual_seed(3))
     two = model.sample_latent(4, rng=torch.Generator().manual_seed(3))
