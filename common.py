@@ -1592,11 +1592,11 @@ class Run:
                 print(f"{key} is not defined here: the images are too few, or all alike")
 
     def _page(self, pictures):
-        early = self.folder.glob("samples-*[0-9].png")
+        early = [path for path in self.folder.glob("samples-*.png") if path.stem[8:].isdigit()]
         for path in sorted(early, key=lambda path: int(path.stem[8:])):
             pictures[path.stem] = path.read_bytes(), f"Samples, epoch {path.stem[8:]}."
         shown = self.about | {"data": self.data.name}
-        for private in ("data_root", "out", "resume"):
+        for private in ("data_root", "out", "from_", "resume"):
             del shown[private]
         title = f"{self.config.METHOD} on {self.data.name}, epoch {self.epoch}"
         return page(title, pictures, self.history, shown)
