@@ -74,6 +74,18 @@ def stage_channels(shape, width):
     return [width * min(2**stage, 8) for stage in range(stages)]
 
 
+def stage_strides(shape, count):
+    """The strides (height, width) of so many stages, 2 or for a side that is odd by then 1, and the
+    height and width that are left after them."""
+    h, w = shape[1:]
+    strides = []
+    for _ in range(count):
+        stride = 2 - h % 2, 2 - w % 2
+        h, w = h // stride[0], w // stride[1]
+        strides.append(stride)
+    return strides, (h, w)
+
+
 class Float32(nn.Module):
     """Bring half precision to float32, so that what follows a network under autocast is exact."""
 
@@ -87,16 +99,17 @@ def convolutional_trunk(shape, width, slope):
     With `width` 64 and 28x28 pixels its layers have 64 and 128 channels and 1024 units; larger
     images have more stages (`stage_channels`). `slope` is the leaky ReLU's.
     """
-    before, h, w = shape
+    channels = stage_channels(shape, width)
+    strides, (h, w) = stage_strides(shape, len(channels))
+    before = shape[0]
     layers = []
-    for i, channels in enumerate(stage_channels(shape, width)):     # (N, channels, h / 2, w / 2)
-        stride = 2 - h % 2, 2 - w % 2                 # 1 for an odd side
+    for i, stride in enumerate(strides):                            # (N, channels[i], h / 2, w / 2)
         kernel = stride[0] + 2, stride[1] + 2
-        layers.append(nn.Conv2d(before, channels, kernel, stride, 1, bias=i == 0))
+        layers.append(nn.Conv2d(before, channels[i], kernel, stride, 1, bias=i == 0))
         if i > 0:
-            layers.append(nn.BatchNorm2d(channels))
+            layers.append(nn.BatchNorm2d(channels[i]))
         layers.append(nn.LeakyReLU(slope))
-        before, h, w = channels, h // stride[0], w // stride[1]
+        before = channels[i]
     return nn.Sequential(
         *layers, nn.Flatten(), nn.Linear(before * h * w, 16 * width, bias=False),
         nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))            # (N, 16 width)
@@ -107,12 +120,8 @@ def convolutional_generator(inputs, shape, width, activation):
 
     `activation`, a module such as nn.Sigmoid(), turns the last layer's output into pixels.
     """
-    c, h, w = shape
     channels = stage_channels(shape, width)
-    strides = []
-    for _ in channels:
-        strides.append((2 - h % 2, 2 - w % 2))        # as in the trunk
-        h, w = h // strides[-1][0], w // strides[-1][1]
+    strides, (h, w) = stage_strides(shape, len(channels))
     units = channels[-1] * h * w
     layers = [
         nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),
@@ -120,7 +129,7 @@ def convolutional_generator(inputs, shape, width, activation):
         nn.Unflatten(1, (channels[-1], h, w))]
     for i in range(len(channels) - 1, -1, -1):                      # (N, channels[i - 1], 2 h, 2 w)
         kernel = strides[i][0] + 2, strides[i][1] + 2
-        after = channels[i - 1] if i > 0 else c                     # at the end (N, C, H, W)
+        after = channels[i - 1] if i > 0 else shape[0]              # at the end (N, C, H, W)
         layers.append(nn.ConvTranspose2d(channels[i], after, kernel, strides[i], 1, bias=i == 0))
         if i > 0:
             layers += [nn.BatchNorm2d(after), nn.ReLU()]
@@ -258,21 +267,25 @@ class Model(nn.Module):
         greatest value are kept there and looked at every 100th step, not to wait at each."""
         if not self.training:
             self.train()
+        ready = self.floats(images)
+        if not images.is_floating_point() or not images.numel():
+            return ready
         if not images.is_cuda:
-            self.check_range(images)
-        elif images.is_floating_point():
+            refuse_outside(images)
+        else:
             self.extremes.append(torch.stack(images.aminmax()))
             if len(self.extremes) in (1, 100) and not torch.cuda.is_current_stream_capturing():
                 refuse_outside(torch.stack(self.extremes))
                 self.extremes = self.extremes[:1]     # so the next look is at the 100th after this
-        return self.floats(images)
+        return ready
 
     def evaluate(self, function, images):
         """function over images that pass `check_range`, a few at a time, in eval mode; what is a
         rounding error outside [0, 1] is clamped."""
         self.check_range(images)
         with evaluating(self):
-            return in_batches(lambda part: function(self.floats(part).clamp(0, 1)), images)
+            like = next(self.parameters())
+            return in_batches(lambda part: function(part.to(like).clamp(0, 1)), images)
 
     def decode(self, latent: Tensor) -> Tensor:
         """G in eval mode, latents (N, .) to images (N, C, H, W); InputError for another size."""
@@ -362,6 +375,11 @@ class Data:
     def shape(self):
         return tuple(self.images.shape[1:])
 
+    def limit(self, n):
+        """Keep the first n training images; with 0 all."""
+        self.images = self.images[:n or None]
+        self.labels = None if self.labels is None else self.labels[:n or None]
+
     def to(self, device):
         """Move all tensors to that device."""
         for name, value in vars(self).items():
@@ -375,7 +393,7 @@ def labelled(*columns):
 
 
 def load_data(name: str, root: str | Path = "data") -> Data:
-    """Data named `mnist`, `fashion`, `digits`, a FILE.pt or a folder of four IDX files; `auto` is
+    """Data named `mnist`, `fashion`, `digits`, a FILE.pt or a folder of IDX files; `auto` is
     mnist, else digits. Errors: InputError for an unknown name, a file that does not hold what it
     should, or a download that failed."""
     if name == "auto":
@@ -589,8 +607,9 @@ def own_images(path, key, images):
         if not fits or (c > 4 and (w == 4 or c == h != w)):         # channels last, it seems
             raise ValueError(f"{what} from {low:g} to {high:g}")
         images = images.byte()
-        if images.max() <= 16:
-            print(f"--data {path}: `{key}` are all but black, at most {int(images.max())} of 255; "
+        brightest = int(images.max())
+        if brightest <= 16:
+            print(f"--data {path}: `{key}` are all but black, at most {brightest} of 255; "
                   "if that is white, take x * (255 / white)")
         return images
 
@@ -1013,7 +1032,7 @@ class RunConfig:
         "auto", "of the forward passes in training: fp32, bf16, or auto: bf16 where the processor "
         "has instructions for it", choices=["auto", "fp32", "bf16"])
     data: str = option("auto", "auto (mnist, else digits), mnist, fashion, digits (drawn), FILE.pt "
-                       "or a folder of four IDX files")
+                       "or a folder of IDX files")
     data_root: str = option("data", "folder where data files are looked for and downloaded to")
     limit: int = option(0, "train on the first so many images only, for a quick look; 0: on all")
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
@@ -1135,7 +1154,7 @@ def command_line(train, Config, description, argv=None):
         sys.stdout = None
         why, status = f"cannot print: {error.strerror}; --resume RUN goes on", 2
     if sys.stdout is not None and sys.stdout.isatty():
-        print()                                        # the line of progress stays
+        print("\r\033[K", end="", flush=True)           # in place of the line of progress
     print(f"{Config.METHOD}.py: {why}", file=sys.stderr)
     raise SystemExit(status)
 
@@ -1399,9 +1418,7 @@ class Run:
             torch.cuda.set_device(self.device)         # where a CUDA graph will be captured
         self.rank, self.processes = processes()
         self.data = load_data(config.data, config.data_root)
-        if config.limit:
-            self.data.images = self.data.images[:config.limit]
-            self.data.labels = None if self.data.labels is None else self.data.labels[:config.limit]
+        self.data.limit(config.limit)
         count = len(self.data.images)
         self.size = min(config.batch_size, count)
         if config.batch_size % self.processes or self.size < 2 * self.processes:

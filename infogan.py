@@ -544,8 +544,9 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
         average.update(model)
         return losses
 
+    shown = figures(average.model)
     if run.is_new:
-        run.report({}, figures(average.model))
+        run.report({}, shown)
         begins = config.epochs and not config.from_
         if begins and config.warm_up and config.invariance and config.categorical:
             print("warming up before epoch 1 ..", flush=True)
@@ -554,14 +555,15 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
                     autocast=autocast)
             common.share(*model.state_dict().values())
             seconds = time.perf_counter() - began
-            run.report({"seconds": seconds} | clustering(model, run.data), figures(average.model))
+            run.report({"seconds": seconds} | clustering(model, run.data), shown)
     step = common.Captured(step)
     for _ in run.epochs():
         for real in run.batches():
             run.log(step(real))
-        run.report(scores(average.model, run.data, config.samples), figures(average.model))
+        shown = figures(average.model)
+        run.report(scores(average.model, run.data, config.samples), shown)
     judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge), figures(average.model))
+    run.report(scores(average.model, run.data, config.samples, judge), shown)
     return average.model.eval(), run
 
 

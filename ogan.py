@@ -365,9 +365,8 @@ def figures(model: OGAN, data: common.Data) -> dict:
     paths = []
     for i in range(min(8, len(images))):
         paths.append(model.interpolate(images[i], images[(i + 1) % len(images)]))
-    columns = min(10, len(images))
     return {"samples": (common.grid(samples, 10), "Samples."),
-            "reconstruction": (common.grid(torch.cat(rows), columns),
+            "reconstruction": (common.grid(torch.cat(rows), min(10, len(images))),
                                "Test images, and under each its reconstruction."),
             "interpolation": (common.grid(torch.cat(paths), 10),
                               "From the reconstruction of one test image to that of the next.")}
@@ -398,17 +397,18 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
         average.update(model)
         return losses
 
+    shown = figures(average.model, run.data)
     if run.is_new:
-        run.report({}, figures(average.model, run.data))
+        run.report({}, shown)
     step = common.Captured(step)
     for _ in run.epochs():
         for real in run.batches():
             run.log(step(real))
-        run.report(scores(average.model, run.data, config.samples),
-                   figures(average.model, run.data), best="reconstruction_error")
+        shown = figures(average.model, run.data)
+        run.report(scores(average.model, run.data, config.samples), shown,
+                   best="reconstruction_error")
     judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge),
-               figures(average.model, run.data), best="reconstruction_error")
+    run.report(scores(average.model, run.data, config.samples, judge), shown)
     return average.model.eval(), run
 
 

@@ -176,18 +176,18 @@ def train(config):
             return losses
         return common.Captured(step)
 
+    shown = ogan.figures(average.model, run.data)
     if run.is_new:
-        run.report({}, ogan.figures(average.model, run.data))
+        run.report({}, shown)
     vae, game = step_of("vae"), step_of(config.form)
     for epoch in run.epochs():
         step = vae if epoch <= config.vae_epochs else game
         for real in run.batches():
             run.log(step(real))
-        run.report(scores(average.model, run.data, config.samples),
-                   ogan.figures(average.model, run.data))
+        shown = ogan.figures(average.model, run.data)
+        run.report(scores(average.model, run.data, config.samples), shown)
     judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge),
-               ogan.figures(average.model, run.data))
+    run.report(scores(average.model, run.data, config.samples, judge), shown)
     return average.model.eval(), run
 
 

@@ -54,8 +54,7 @@ def measures(folder, base=Path()):
         return {}
     model = infogan.InfoGAN.load(folder)
     data = common.load_data(config["data"], Path(base, config["data_root"]))
-    data.images = data.images[:config.get("limit") or None]
-    data.labels = None if data.labels is None else data.labels[:len(data.images)]
+    data.limit(config.get("limit", 0))
     n = min(config["samples"], len(data.images))
     latent = model.sample_latent(n, rng=torch.Generator(model.device).manual_seed(0))
     result = {}
@@ -90,13 +89,14 @@ def judges(folders):
     configs = [json.loads(Path(folder, "config.json").read_text()) for folder in folders]
     data = common.load_data(configs[0]["data"], configs[0]["data_root"])
     distances = {}
+    n = min(10_000, len(data.test_images))            # as many samples as test images
     for task in ("classes", "orientation"):
         judge = common.Judge.for_data(data, task)
-        test = common.in_batches(judge.features, data.test_images)
+        test = common.in_batches(judge.features, data.test_images[:n])
         distances[task] = []
         for folder, config in zip(folders, configs):
             cls = infogan.InfoGAN if config["method"] == "infogan" else ogan.OGAN
-            samples = cls.load(folder).sample(10_000, rng=torch.Generator().manual_seed(0))
+            samples = cls.load(folder).sample(n, rng=torch.Generator().manual_seed(0))
             features = common.in_batches(judge.features, samples)
             distances[task].append(common.frechet_distance(features, test))
     ranks = rank_correlation(*(torch.tensor(found) for found in distances.values()))
