@@ -144,6 +144,19 @@ def initialise(module):
             nn.init.zeros_(module.bias)
 
 
+def mixed(network, real, fake, share):
+    """network(real) and network(fake) from a batch of real images and one of fakes, which swap a
+    share: ours, for batch normalisation alone.
+
+    0: each kind by itself, as in both papers' code: the network cannot see, nor tell G, what all
+    fakes have in common, as being too bright. 0.5: as good as one batch, where it wins too easily.
+    """
+    n = round(share * len(real))
+    one = network(torch.cat([fake[:n], real[n:]]))
+    other = network(torch.cat([real[:n], fake[n:]]))
+    return torch.cat([other[:n], one[n:]]), torch.cat([one[:n], other[n:]])
+
+
 class MovingAverage(nn.Module):
     """A moving average of a model's weights and statistics: `average.model` samples and encodes.
 
@@ -221,6 +234,7 @@ def in_batches(function, tensor, size=None):
 class Model(nn.Module):
     """The base of both methods' models: images are checked at the border, many are taken a few at a
     time, files are written and read. A subclass has a METHOD and a `generator`."""
+    G_PARTS = ("generator.",)                         # names of the weights of G's player begin so
 
     def __init__(self, **options):
         super().__init__()
@@ -233,13 +247,14 @@ class Model(nn.Module):
         return next(self.parameters()).device
 
     def g_parameters(self) -> list[nn.Parameter]:
-        """The weights of G that are not frozen, for its optimiser."""
-        return [weight for weight in self.generator.parameters() if weight.requires_grad]
+        """The weights that are not frozen of G and what plays with it, for their optimiser."""
+        return [weight for name, weight in self.named_parameters()
+                if weight.requires_grad and name.startswith(self.G_PARTS)]
 
     def other_parameters(self) -> list[nn.Parameter]:
-        """The weights of all but G that are not frozen, for the other player's optimiser."""
+        """All others that are not frozen, for the other player's optimiser."""
         return [weight for name, weight in self.named_parameters()
-                if weight.requires_grad and not name.startswith("generator.")]
+                if weight.requires_grad and not name.startswith(self.G_PARTS)]
 
     def check(self, images):
         """InputError unless images are uint8 or floats and (N, *shape): strided convolutions may
@@ -555,10 +570,11 @@ def own_data(path, parts):
         test, test_labels = images, labels
     else:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        held_out, rest = order[:len(images) // 10], order[len(images) // 10:]
-        test, images = images[held_out], images[rest]
+        tenth = len(images) // 10
+        images = reorder(images.contiguous(), order.tolist())
+        test, images = images[:tenth], images[tenth:]
         if labels is not None:
-            test_labels, labels = labels[held_out], labels[rest]
+            test_labels, labels = labels[order[:tenth]], labels[order[tenth:]]
     if labels is not None and int(labels.max()) >= len(labels):     # numbered otherwise: counted
         classes = torch.cat([labels, test_labels, torch.tensor([-1])]).unique()
         labels = torch.searchsorted(classes, labels) - 1
@@ -572,9 +588,23 @@ def own_data(path, parts):
         counts = labelled(labels)[0].bincount()
         share = float(counts.max() / counts.sum())
         if share * (counts > 0).sum() > 1.5:
-            print(f"{path}: the largest class has {share:.0%} of the images; InfoGAN's default "
-                  "expects classes of one size")
+            print(f"{path}: the largest class has {share:.0%} of the images; an accuracy means "
+                  "something above that")
     return Data(Path(path).name, images, labels, test, test_labels)
+
+
+def reorder(images, order):
+    """images[order], a list, in place, cycle by cycle: there may be no room for a copy."""
+    for start in range(len(order)):
+        at, first = start, images[start].clone()
+        while order[at] not in (start, None):
+            images[at] = images[order[at]]
+            before, at = at, order[at]
+            order[before] = None
+        if order[at] == start:
+            images[at] = first
+            order[at] = None
+    return images
 
 
 def own_images(path, key, images):
@@ -1023,11 +1053,14 @@ class RunConfig:
 
     Errors: InputError if a value has the wrong type or range.
     """
-    epochs: int = option(5, "epochs in all; 0 only evaluates")
+    epochs: int = option(-1, "epochs in all; -1: as many as make --updates; 0 only evaluates",
+                         low=-1)
+    updates: int = option(1_900, "about so many training steps, where --epochs is not given", low=1)
     batch_size: int = option(128, "images in a training step", low=2)
     seed: int = option(0, "seed of everything random", high=2**63 - 1)
     width: int = option(32, "channels of the first convolution; the others scale with it", low=1)
     device: str = option("auto", "auto (CUDA, else CPU), cpu, cuda, cuda:1, mps")
+    threads: int = option(0, "processor threads; 0: as many as torch takes by itself")
     precision: str = option(
         "auto", "of the forward passes in training: fp32, bf16, or auto: bf16 where the processor "
         "has instructions for it", choices=["auto", "fp32", "bf16"])
@@ -1042,7 +1075,8 @@ class RunConfig:
     resume: str = option("", "run folder to go on with, under its own options, up to --epochs")
 
     METHOD, PAPER = "", {}
-    MAY_CHANGE = ("resume", "epochs", "device", "data", "data_root", "samples")   # by --resume
+    MAY_CHANGE = ("resume", "epochs", "device", "threads", "data", "data_root",
+                  "samples")                           # by --resume
 
     @classmethod
     def paper(cls, **changes):
@@ -1305,28 +1339,7 @@ def read_checkpoint(path, method):
         state = safe_load(path)
         if state["method"] != method:
             raise ValueError(f"{state['method']}.py's")
-        return modern(state)
-
-
-def modern(state):
-    """A saved model or checkpoint as versions before `--trunk` wrote it, under today's names."""
-    def renamed(weights):
-        text = "\n".join(weights)
-        for old, new in ("trunk", "d_trunk"), ("q_heads.0", "q_head"), ("q_heads.1", "q_moments"):
-            text = re.sub(f"^{old}\\b", new, text, flags=re.MULTILINE)
-        return dict(zip(text.split("\n"), weights.values()))
-
-    for options in (state["options"], state.get("config", {})):
-        if "separate_q" in options:
-            shared = "detached" if options.pop("detach_trunk", False) else "shared"
-            options["trunk"] = "own" if options.pop("separate_q") else shared
-    latest = state["model"] = renamed(state["model"])
-    if "average_updates" in state:                     # a run's
-        state["model"] = renamed(state["average"] or latest)
-        average = {f"model.{name}": value for name, value in state["model"].items()}
-        average["updates"] = state["average_updates"]
-        state["parts"] = {"model": latest, "average": average, **state["optimizers"]}
-    return state
+        return state
 
 
 def refuse_taken(out):
@@ -1413,6 +1426,8 @@ class Run:
         """Errors: InputError if device, data or folder cannot be had; nothing is written yet."""
         if not config.resume:
             refuse_taken(config.out)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self.device = join(pick_device(config.device))
         if self.device.index is not None and self.device.type == "cuda":
             torch.cuda.set_device(self.device)         # where a CUDA graph will be captured
@@ -1424,14 +1439,16 @@ class Run:
         if config.batch_size % self.processes or self.size < 2 * self.processes:
             raise InputError(f"{count} images, --batch-size {config.batch_size}: each of "
                              f"{self.processes} processes needs a like share, 2 or more")
+        self.steps = count // self.size                # in an epoch
+        epochs = config.epochs if config.epochs >= 0 else max(1, round(config.updates / self.steps))
         self.fingerprint = fingerprint(self.data)
         self.data.to(self.device)
         name = self.data.name
         if config.data not in (*SOURCES, "auto", "digits"):
             name = str(Path(config.data).resolve())
         precision = pick_precision(config.precision, self.device)
-        self.config = replace(config, data=name, precision=precision)
-        self.epoch = 0
+        self.config = replace(config, data=name, precision=precision, epochs=epochs)
+        self.epoch = self.ended = 0                    # epochs reported, and ended by now
         self.history = []                              # the lines of metrics.jsonl
         self.means = None                              # of the epoch that is to be reported
         torch.manual_seed(config.seed)
@@ -1467,6 +1484,11 @@ class Run:
                       "image_shape": list(self.data.shape), "parameters": weights}
         print(f"{method}: {len(self.data.images)} images of {self.data.name} {self.data.shape}, on "
               f"{self.device} in {self.config.precision}, into {self.folder}", flush=True)
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+        threads = torch.get_num_threads()
+        if threads > 1 and load + threads > os.cpu_count() + 0.5 and self.device.type == "cpu":
+            print(f"other processes keep {load:.1f} of {os.cpu_count()} cores busy: --threads 1 "
+                  "may be several times faster", flush=True)
         write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
 
     def _take_up(self, state):
@@ -1476,8 +1498,6 @@ class Run:
             if value != saved and name not in (*self.config.MAY_CHANGE, "out"):
                 raise InputError(f"{name} is {value}, but {saved} in {self.folder}; to go on with "
                                  f"it take Config.resumed({str(self.folder)!r})")
-        if state.get("step"):
-            raise InputError(f"{self.folder} stopped within an epoch: its own version goes on")
         if self.fingerprint != state["fingerprint"]:
             raise InputError(f"{self.folder} was trained on other images than {self.config.data} "
                              "holds now; give the old ones by --data, or begin a new run")
@@ -1488,7 +1508,8 @@ class Run:
             for group in state["parts"][name].get("param_groups", ()):
                 group["capturable"] = self.device.type == "cuda"    # it may have trained elsewhere
             part.load_state_dict(state["parts"][name])
-        self.epoch, self.history = state["epoch"], state["history"]
+        self.epoch = self.ended = state["epoch"]
+        self.history = state["history"]
         if self.is_new:
             self.history = []                          # it was only scored
         torch.set_rng_state(state["random"])
@@ -1501,31 +1522,35 @@ class Run:
         return not any("seconds" in line for line in self.history)
 
     def epochs(self):
-        """Yield 1-based epoch numbers up to --epochs."""
+        """Yield 1-based epoch numbers up to --epochs, those that `batches` begins with."""
         while self.epoch < self.config.epochs:
             yield self.epoch + 1
 
     def batches(self):
-        """Yield one epoch of training batches (N, C, H, W) in uint8, shuffled; the last, partial
-        batch is left out. Errors: InputError if a loss or a weight is no longer finite."""
+        """Yield training batches (N, C, H, W) in uint8, shuffled: an epoch, or of few images as
+        many epochs as make 100 updates; a last, partial batch is left out.
+        Errors: InputError if a loss or a weight is no longer finite."""
         images = self.data.images
-        steps = len(images) // self.size
         part = self.size // self.processes
-        order = torch.randperm(len(images), device=self.device)
-        share(order)
+        epochs = min(math.ceil(100 / self.steps), self.config.epochs - self.epoch)
+        steps = epochs * self.steps
         self.names, self.sums = [], 0
         began = shown = time.perf_counter()
         interval = 0.5 if sys.stdout.isatty() else self.QUIET
-        for step in range(1, steps + 1):
-            first = (step - 1) * self.size + self.rank * part
+        for step in range(steps):
+            if step % self.steps == 0:
+                order = torch.randperm(len(images), device=self.device)
+                share(order)
+            first = step % self.steps * self.size + self.rank * part
             yield images[order[first:first + part]]
-            last = step == steps and sys.stdout.isatty()
+            last = step + 1 == steps and sys.stdout.isatty()
             if last or time.perf_counter() - shown > interval:
                 shown = time.perf_counter()
-                self._show_progress(step, steps, shown - began)
+                self._show_progress(step + 1, steps, shown - began)
         means = self._means(steps)                     # waits for the device: the clock is honest
         seconds = time.perf_counter() - began
         self.means = means | {"seconds": seconds, "images_per_second": steps * self.size / seconds}
+        self.ended = self.epoch + epochs
 
     def log(self, values):
         """Add what a step returned, a dict of 0-d tensors; on their device until a report."""
@@ -1546,8 +1571,10 @@ class Run:
 
     def _show_progress(self, step, steps, seconds):
         means = "  ".join(f"{name} {mean:.3f}" for name, mean in self._means(step).items())
-        left = seconds / step * ((self.config.epochs - self.epoch) * steps - step)
-        line = (f"epoch {self.epoch + 1}/{self.config.epochs} {step / steps:4.0%}  {means}  "
+        left = seconds / step * ((self.config.epochs - self.epoch) * self.steps - step)
+        epoch, done = divmod(step - 1, self.steps)
+        line = (f"epoch {self.epoch + epoch + 1}/{self.config.epochs} "
+                f"{(done + 1) / self.steps:4.0%}  {means}  "
                 f"{step * self.size / seconds:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} "
                 "left")
         if sys.stdout.isatty():
@@ -1565,8 +1592,9 @@ class Run:
         """
         scores = defined(scores)
         ended = self.means is not None
+        first = self.epoch.bit_length() < self.ended.bit_length() or not self.history
         if ended:
-            self.epoch += 1
+            self.epoch = self.ended
             self.history.append({"epoch": self.epoch, "data": self.data.name, **self.means})
             self.means = None
         elif scores and not self.history:
@@ -1588,7 +1616,7 @@ class Run:
         pictures = {name: (png(picture), caption) for name, (picture, caption) in figures.items()}
         for name, (image, _) in pictures.items():
             write_file(self.folder / f"{name}.png", image)
-        if self.epoch & (self.epoch - 1) == 0:                      # 0, 1, 2, 4, 8 ..
+        if first:                                                   # 0, 1, 2, 4, 8 .. or the next
             write_file(self.folder / f"samples-{self.epoch}.png", pictures["samples"][0])
         lines = [json.dumps(line) + "\n" for line in self.history]
         write_file(self.folder / "metrics.jsonl", "".join(lines))

@@ -101,7 +101,7 @@ def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer,
         if given > 1:                               # batch normalisation wants more than one
             z[:given] = standardise(model.encoder(real[:given]).detach())
         fake = model.generator(z)                                               # in [-1, 1]
-        real_code, fake_code = encode_mixed(model.encoder, real, fake, batch_mix)
+        real_code, fake_code = common.mixed(model.encoder, real, fake, batch_mix)
     real_score = model.score(real_code)
     fake_score = model.score(fake_code)
     distance = (real - fake.detach()).square().flatten(1).mean(1)
@@ -242,25 +242,13 @@ def decorrelation_loss(code: Tensor) -> Tensor:
     return (covariance - identity).square().sum() / len(covariance)
 
 
-def encode_mixed(encoder, real, fake, share):
-    """E(x) and E(G(z)) from a batch of real images and one of fakes, which swap a share: ours, for
-    batch normalisation alone.
-
-    0: each kind by itself, as in the author's code: E cannot see, nor tell G, what all fakes have
-    in common, as being too bright. 0.5: as good as one batch, where E wins too easily.
-    """
-    n = round(share * len(real))
-    one = encoder(torch.cat([fake[:n], real[n:]]))
-    other = encoder(torch.cat([real[:n], fake[n:]]))
-    return torch.cat([other[:n], one[n:]]), torch.cat([one[:n], other[n:]])
-
-
 # ---------------------------------------------------------------- configuration
 
 @dataclass
 class Config(common.RunConfig):
     """The options of a run, for `train` and as flags; `Config.paper()` has them as published."""
-    epochs: int = common.option(10, "epochs in all; 0 only evaluates")
+    updates: int = common.option(9_370, "about so many training steps, where --epochs is not given",
+                                 low=1)
     batch_size: int = common.option(64, "images in a training step", low=2)
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = common.option(2.0, "lambda, the weight of the latent loss")

@@ -42,8 +42,9 @@ import threading
 import time
 import traceback
 import unittest
+import warnings
 import zlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from unittest import mock
 
@@ -59,6 +60,7 @@ sys.path.append(str(HERE / "results"))
 
 import export
 import introvae
+import sets
 import study
 
 METHODS = {"infogan": infogan, "ogan": ogan}
@@ -99,6 +101,19 @@ def small_data(n=160, shape=(1, 28, 28), path="small.pt", labels=True):
     return path
 
 
+def rare_digits(counts):
+    """Images and classes 0, 1, .. of drawn digits, so many of each class."""
+    images, labels, _ = common.draw_digits(12 * max(counts.values()))
+    places = [(labels == digit).nonzero().flatten()[:n] for digit, n in counts.items()]
+    classes = torch.arange(len(counts)).repeat_interleave(torch.tensor(list(map(len, places))))
+    return images[torch.cat(places)], classes
+
+
+def first_parameters(model):
+    """The weights of the player that moves before G: D or E."""
+    return model.e_parameters() if isinstance(model, ogan.OGAN) else model.d_parameters()
+
+
 def checkpoint(folder):
     return torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
 
@@ -117,17 +132,32 @@ TINY = {"--samples": 300, "--width": 2, "--batch-size": 32, "--device": "cpu",
 
 
 def run(method, *flags):
-    """main() with these flags, and TINY where they do not say; returns the run's checkpoint."""
+    """main() with these flags, and TINY where they do not say; returns the run's checkpoint. Every
+    epoch is reported, as it is of many images."""
     flags = [str(flag) for flag in flags]
     if "--resume" in flags:
         place = flags[flags.index("--resume") + 1]
     else:
-        for flag, value in TINY.items():
+        for flag, value in (TINY | ({"--warm-up": 6} if method == "infogan" else {})).items():
             if flag not in flags:
                 flags += [flag, str(value)]
         place = flags[flags.index("--out") + 1]
-    METHODS[method].main(flags)
+    with single_epochs():
+        METHODS[method].main(flags)
     return checkpoint(place)
+
+
+@contextlib.contextmanager
+def single_epochs():
+    """Runs report after each epoch, not after as many as make 100 updates."""
+    batches = common.Run.batches
+
+    def epoch(self):
+        with mock.patch.object(self, "config", replace(self.config, epochs=self.epoch + 1)):
+            yield from batches(self)
+
+    with mock.patch.object(common.Run, "batches", epoch):
+        yield
 
 
 def script(method, flags, **options):
@@ -256,6 +286,10 @@ def test_information_is_that_of_torch_distributions():
     posterior = torch.distributions.Categorical(logits=logits)
     prior = torch.distributions.Categorical(logits=torch.zeros(4))
     assert torch.allclose(found, posterior.log_prob(categories).mean() + prior.entropy(), atol=1e-6)
+    shares = torch.tensor([0.6, 0.1, 0.1, 0.2])
+    found = infogan.categorical_information(logits, F.one_hot(categories, 4).float(), shares)
+    prior = torch.distributions.Categorical(shares)
+    assert torch.allclose(found, posterior.log_prob(categories).mean() + prior.entropy(), atol=1e-6)
 
     values, mean, std = torch.rand(9, 2) * 4 - 2, torch.randn(9, 2), torch.rand(9, 2) + 0.1
     found = infogan.continuous_information(mean, std, values, code_range=2.0)
@@ -275,6 +309,10 @@ def test_information_reaches_its_ceiling_and_zero():
     total = infogan.information_loss(codes, latent, code_range=2.0, lambda_categorical=3.0)
     exact = math.log(4.0) - math.log(0.5 * math.sqrt(2 * math.pi))
     assert abs(float(total) + 3 * (math.log(10) + math.log(4)) + 0.1 * exact) < 1e-3
+    shares = torch.tensor([0.91] + [0.01] * 9)     # of the first code; the other stays equal
+    total = infogan.information_loss(codes, latent, code_range=2.0, shares=shares)
+    ceiling = torch.distributions.Categorical(shares).entropy() + math.log(4)
+    assert abs(float(total + ceiling) + 0.1 * exact) < 1e-3
 
 
 def log1pexp(v):
@@ -323,16 +361,23 @@ def test_invariance_loss_in_loops():
     for i, j in itertools.product(range(4), range(4)):
         for a, b in zip(p, q):
             joint[i, j] += (a[i] * b[j] + a[j] * b[i]) / 12
+    assert torch.allclose(infogan.joint_distribution(logits, logits_again).double(), joint)
     marginal = joint.sum(1)
     information = 0.0
     for i, j in itertools.product(range(4), range(4)):
         information += joint[i, j] * math.log(joint[i, j] / (marginal[i] * marginal[j]))
-    entropy = torch.distributions.Categorical(marginal).entropy()
-    for balance in (2.0, 0.0):
-        found = infogan.invariance_loss(logits, logits_again, balance)
-        assert abs(float(found) + float(information + balance * entropy)) < 1e-5
-    sure = torch.eye(4).repeat(5, 1) * 100         # sure, agreed and uniform: 3 ln K at most
-    assert abs(float(infogan.invariance_loss(sure, sure)) + 3 * math.log(4)) < 1e-4
+    for shares, balance in itertools.product((None, torch.tensor([0.4, 0.3, 0.2, 0.1])), (2.0, 0)):
+        expected = torch.distributions.Categorical(torch.ones(4) if shares is None else shares)
+        found = torch.distributions.Categorical(marginal.float())
+        apart = torch.distributions.kl_divergence(found, expected)
+        found = infogan.invariance_loss(logits, logits_again, shares, balance)
+        assert abs(float(found - (balance * apart - information))) < 1e-5
+    sure = torch.eye(4).repeat(5, 1) * 100         # sure, agreed and equally often: ln K at most
+    assert abs(float(infogan.invariance_loss(sure, sure)) + math.log(4)) < 1e-4
+    often = torch.eye(4)[[0, 0, 0, 0, 1, 1, 1, 2, 2, 3]] * 100     # or as often as they should be
+    found = infogan.invariance_loss(often, often, torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    entropy = torch.distributions.Categorical(torch.tensor([0.4, 0.3, 0.2, 0.1])).entropy()
+    assert abs(float(found + entropy)) < 1e-4
 
 
 def test_warp_stays_within_its_bounds():
@@ -369,19 +414,95 @@ def test_warp_stays_within_its_bounds():
     assert torch.allclose(infogan.warp(grey), grey)                  # no foreign colour comes in
 
 
+def contrast_oracle(images):
+    """By torch.linalg.eigh, image by image, in float64."""
+    views = []
+    for image in images.double():
+        pixels = image.flatten(1)
+        line = torch.linalg.eigh(torch.cov(pixels))[1][:, -1] if len(pixels) > 1 else torch.ones(1)
+        view = line.double() @ pixels
+        view = (view - view.mean()) / view.std(correction=0)
+        views.append(view * (view**3).mean().sign())
+    return torch.stack(views).view(len(images), 1, *images.shape[2:])
+
+
+def test_contrast_is_the_first_principal_component():
+    torch.manual_seed(0)
+    for channels in (1, 2, 3, 4):                  # of skewed colours, mixed
+        pixels = torch.rand(20, channels, 12 * 8).pow(4)
+        pixels = pixels * 0.4 ** torch.arange(channels)[:, None]
+        mixing = torch.linalg.qr(torch.randn(20, channels, channels))[0]
+        images = (mixing @ pixels).view(20, channels, 12, 8)
+        found = infogan.contrast(images)
+        assert (found - contrast_oracle(images)).abs().max() < 1e-3, channels
+        assert torch.allclose(found.mean((1, 2, 3)), torch.zeros(20), atol=1e-5)
+        assert torch.allclose(found.square().mean((1, 2, 3)), torch.ones(20), atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert infogan.contrast(images).equal(found)            # not rounded under autocast
+    grey = torch.rand(5, 1, 8, 8).pow(4).requires_grad_()
+    weights = torch.randn(5, 1, 8, 8)
+    std, mean = torch.std_mean(grey, (1, 2, 3), correction=0, keepdim=True)
+    expected = torch.autograd.grad(((grey - mean) / std * weights).sum(), grey)[0]
+    found = torch.autograd.grad((infogan.contrast(grey) * weights).sum(), grey)[0]
+    assert close(found, expected)
+
+
+def test_contrast_does_not_tell_colours():
+    torch.manual_seed(0)
+    ink = common.draw_digits(200)[0].float() / 255
+    grey = infogan.contrast(ink)
+    black, white = torch.zeros(3), torch.ones(3)
+    red, green = torch.eye(3)[:2]
+    pairs = [(black, white), (white, black), (green, red), (red, green), (white, red),
+             (torch.rand(200, 3), torch.rand(200, 3)), (torch.rand(200, 4), torch.rand(200, 4)),
+             (torch.tensor([0.2]), torch.tensor([0.1]))]
+    for ground, stroke in pairs:
+        ground, stroke = (colour.expand(200, -1)[:, :, None, None] for colour in (ground, stroke))
+        images = ground + (stroke - ground) * ink
+        apart = (stroke - ground).flatten(1).norm(dim=1)
+        assert (infogan.contrast(images) - grey)[apart > 0.05].abs().max() < 1e-3
+        rounded = (images * 255).round() / 255                      # as in a file
+        error = (infogan.contrast(rounded) - grey).abs().amax((1, 2, 3))
+        assert (error * apart < 0.05).all()
+    model = infogan.InfoGAN((3, 28, 28), width=2).train()
+    model(images.expand(-1, 3, -1, -1))                             # for batch normalisation
+    colours = [torch.rand(200, 3, 1, 1) for _ in range(2)]
+    plain = [(1 - ink) * colour for colour in colours]              # black on some colour
+    one, two = (model.encode(images) for images in plain)
+    assert torch.allclose(one.categorical[0], two.categorical[0], atol=1e-3)
+    assert not torch.allclose(one.mean, two.mean, atol=1e-3)        # the codes may
+    sees = infogan.InfoGAN((3, 28, 28), width=2, colour_blind=False).train()
+    sees(plain[0])
+    one, two = (sees.encode(images).categorical[0] for images in plain)
+    assert not torch.allclose(one, two, atol=1e-3)
+
+
+def test_contrast_of_a_constant_image_is_nothing():
+    for level in (0.0, 0.3, 1.0):
+        images = torch.full((2, 3, 28, 28), level)
+        images[1] = torch.rand(3, 28, 28)
+        images.requires_grad_()
+        found = infogan.contrast(images)
+        found.square().sum().backward()
+        assert found[0].abs().max() < 1e-3 and images.grad.isfinite().all()
+
+
 def test_neighbours_are_the_nearest_images():
     torch.manual_seed(0)
     images = torch.randint(256, (300, 1, 6, 4), dtype=torch.uint8)
-    found = infogan.neighbours(images, 5, among=300)
+    found = infogan.neighbours(images, count=5, among=300)
     pixels = images.flatten(1).float()
     expected = torch.cdist(pixels, pixels).topk(5, largest=False).indices
     assert found.sort(1).values.equal(expected.sort(1).values)
-    found = infogan.neighbours(images, 5, among=40)
+    found = infogan.neighbours(images, count=5, among=40)
     chosen = found.unique()                                         # some of the 40
     assert 5 <= len(chosen) <= 40
     digits, labels, _ = common.draw_digits(3000)
     found = infogan.neighbours(digits)
     assert (labels[found] == labels[:, None]).float().mean() > 0.8  # 0.1 by chance
+    coloured = (digits.float() / 255) * torch.rand(3000, 3, 1, 1)
+    found = infogan.neighbours(coloured, infogan.contrast)          # of a kind, not of a colour
+    assert (labels[found] == labels[:, None]).float().mean() > 0.8
     for shape in ((2, 3, 64, 48), (1, 1, 4, 4)):                    # fewer images than neighbours
         images = torch.rand(shape)
         found = infogan.neighbours(images)
@@ -389,30 +510,104 @@ def test_neighbours_are_the_nearest_images():
         assert found.sort(1).values.equal(torch.arange(len(images)).expand_as(found))
 
 
-def test_warm_up_trains_q_alone_and_keeps_the_best_head():
-    images = common.draw_digits(640)[0]
+def test_merged_recovers_groups():
+    """Six categories in three groups of unlike size and number, whatever their order."""
     torch.manual_seed(0)
-    model = infogan.InfoGAN(width=4).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    heads, views = [], []
+    groups, shares = [[0], [1, 2], [3, 4, 5]], [0.25, 0.15, 0.6]
+    joint = torch.full((6, 6), 0.001)
+    for members, share in zip(groups, shares):
+        weights = torch.rand(len(members)) + 0.5
+        joint[members[0]:members[-1] + 1, members[0]:members[-1] + 1] += (
+            share * weights[:, None] * weights / weights.sum() ** 2)
+    joint = joint / joint.sum()
+    for _ in range(5):
+        order = torch.randperm(6)
+        found, found_shares, sure = infogan.merged(joint[order][:, order], 3)
+        assert found.shape == (6, 3) and set(found.flatten().tolist()) == {0, 1}
+        assert found.sum(1).eq(1).all()
+        where = found.argmax(1)
+        parts = sorted(sorted(order[where == group].tolist()) for group in range(3))
+        assert parts == groups
+        table = torch.zeros(3, 3)
+        for i, j in itertools.product(range(6), range(6)):
+            table[where[i], where[j]] += joint[order[i], order[j]]
+        marginal = table.sum(1)
+        assert torch.allclose(found_shares, marginal)
+        information, entropy = 0.0, 0.0
+        for i in range(3):
+            entropy -= marginal[i] * marginal[i].log()
+            for j in range(3):
+                information += table[i, j] * (table[i, j] / (marginal[i] * marginal[j])).log()
+        assert abs(sure - float(information / entropy)) < 1e-5
+    satellite = torch.tensor([[0.46, 0.0, 0.0, 0.04],               # goes with what it is part of
+                              [0.0, 0.17, 0.05, 0.0],
+                              [0.0, 0.05, 0.17, 0.0],
+                              [0.04, 0.0, 0.0, 0.02]])
+    found, found_shares, _ = infogan.merged(satellite, 3)
+    assert found.argmax(1).tolist() == [0, 1, 2, 0]
+    assert torch.allclose(found_shares, torch.tensor([0.56, 0.22, 0.22]))
+    same, found_shares, _ = infogan.merged(joint, 6)                # nothing to do
+    assert same.equal(torch.eye(6)) and torch.allclose(found_shares, joint.sum(1))
 
-    def loss(logits, again):
-        """For the heads in turn 3, 1, 2: the second one's is the lowest."""
-        heads.append(logits)
-        return 0 * (logits.sum() + again.sum()) + [3.0, 1.0, 2.0][(len(heads) - 1) % 3]
 
-    infogan.warm_up(model, images, epochs=2, heads=3)
-    for name, value in model.state_dict().items():
-        trained = name.startswith(("q_trunk.", "q_head."))          # not the continuous codes' head
-        assert value.equal(before[name]) != trained, name
-    with mock.patch.object(infogan, "invariance_loss", loss), \
-            mock.patch.object(infogan, "warp", lambda x: views.append(x) or x):
-        infogan.warm_up(model, images, epochs=1, heads=3)
-    assert len(views) == 640 // 128
-    codes = model.posterior(views[-1]).categorical[0].chunk(2)[0]
-    assert torch.allclose(codes, heads[-2], atol=1e-5)              # not the others, nor the old
-    assert not torch.allclose(codes, heads[-1], atol=1e-2)
+def test_warm_up_trains_q_alone_and_keeps_the_surest_head():
+    images = common.draw_digits(640)[0]
+    for options in ({}, {"unequal": False}, {"categorical": (10, 3)}):
+        torch.manual_seed(0)
+        model = infogan.InfoGAN(width=4, **options)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        heads, merges, outputs, targets = [], [], {}, []
+
+        def watched(net, outputs=outputs):
+            net.register_forward_hook(lambda net, given, out: outputs.update({net: out.detach()}))
+            return net
+
+        def head(*sizes, heads=heads, watched=watched, real=infogan.head):
+            heads.append(watched(real(*sizes)))
+            return heads[-1]
+
+        def merged(joint, k, merges=merges, heads=heads, real=infogan.merged):
+            """The first, second, .. head's; the second of them is made the surest."""
+            groups, shares, _ = real(joint, k)
+            states = [net[0].weight.detach().clone() for net in heads]
+            merges.append((joint, groups, shares, states))
+            return groups, shares, [0.2, 0.9, 0.8][len(merges) - 1]
+
+        def cross_entropy(logits, target, targets=targets, outputs=outputs, net=model.q_head,
+                          real=F.cross_entropy):
+            targets.append(target)
+            assert logits.shape == target.shape == (256, 10)
+            assert logits.equal(outputs[net][:, :10])
+            return real(logits, target)
+
+        watched(model.q_head)
+        with mock.patch.object(infogan, "head", head), \
+                mock.patch.object(infogan, "merged", merged), \
+                mock.patch.object(F, "cross_entropy", cross_entropy), \
+                mock.patch.object(infogan, "neighbours", wraps=infogan.neighbours) as near, \
+                mock.patch.object(infogan, "warp", wraps=infogan.warp) as warp:
+            infogan.warm_up(model, images, updates=13, heads=3)
+        assert model.view in (*near.call_args.args, *near.call_args.kwargs.values())
+        sizes = [10, 10, 10] if model.unequal is False else [10, 20, 10]
+        assert [net[3].out_features for net in heads] == sizes
+        assert [len(joint) for joint, *_ in merges] == sizes
+        for joint, *_ in merges:
+            assert torch.allclose(joint, joint.T, atol=1e-6) and abs(float(joint.sum()) - 1) < 1e-5
+        assert (warp.call_count, len(targets)) == (13, 2)           # a sixth is Q's head's
+        assert all(len(call.args[0]) == 256 for call in warp.call_args_list)
+        _, groups, shares, states = merges[1]
+        learns = [not net[0].weight.equal(state) for net, state in zip(heads, states)]
+        assert learns == [False, True, False]      # in the end the surest head alone
+        one, other = (outputs[heads[1]].softmax(1) @ groups).chunk(2)   # of a view and of the other
+        assert torch.allclose(targets[-1], torch.cat([other, one]))
+        assert torch.allclose(model.shares, shares if model.unequal else torch.full((10,), 0.1))
+        for name, value in model.state_dict().items():
+            trained = name.startswith(("q_trunk.", "q_head.")) or (
+                name == "shares" and model.unequal)
+            assert value.equal(before[name]) != trained, name
     refused(lambda: infogan.warm_up(infogan.InfoGAN(categorical=(), width=2), images), "has none")
+    shared = infogan.InfoGAN(trunk="shared", width=2)
+    refused(lambda: infogan.warm_up(shared, images), "has none")
     refused(lambda: infogan.warm_up(model, images[:, :, :14]), "(640, 1, 14, 28)")
 
 
@@ -420,60 +615,36 @@ def test_the_model_says_on_which_device_a_step_is_made():
     """Images and data may lie elsewhere: here on the CPU, and the model on the meta device, which
     has no numbers, so that only the choice among the heads in the end fails; and the reverse."""
     images = common.draw_digits(40)[0]
-    model = infogan.InfoGAN(width=2).to("meta")
+    model = infogan.InfoGAN(width=2, colour_blind=False).to("meta")
     try:
         with mock.patch.object(common, "optimizer", torch.optim.SGD), \
                 mock.patch.object(infogan, "warp", lambda views: views):
-            infogan.warm_up(model, images, epochs=1, batch_size=20)
+            infogan.warm_up(model, images, updates=2, batch_size=20)
         raise AssertionError("a choice on the meta device")
     except RuntimeError as error:
-        assert "item() cannot be called on meta tensors" in str(error)
+        assert "meta tensor" in str(error)
     model = infogan.InfoGAN(width=2)
     data = common.Data("x", images.to("meta"), None, images, None)
     assert len(infogan.scores(model, data, samples=20)["mi_continuous"]) == 2
     assert infogan.figures(model)["samples"][0].float().std() > 0
 
 
-def test_warm_up_finds_classes():
-    """Drawn digits, without a label."""
-    images, labels, _ = common.draw_digits(6400)
+def test_warm_up_finds_classes_and_how_often_they_come():
+    """Drawn digits without a label, one of three classes four times as frequent."""
+    images, classes = rare_digits({6: 1000, 0: 250, 1: 250})
     torch.manual_seed(0)
-    model = infogan.InfoGAN(width=8)
-    accuracies = []
-    for epochs in (0, 3):
-        infogan.warm_up(model, images, epochs=epochs, heads=4)
-        clusters = model.encode(images).categorical[0].argmax(1)
-        accuracies.append(common.clustering_scores(clusters, labels)["accuracy"])
-    assert accuracies[0] < 0.3 and accuracies[1] > 0.4, accuracies
+    model = infogan.InfoGAN(width=8, categorical=(3,))
+    infogan.warm_up(model, images, updates=200, batch_size=64)
+    assert abs(float(model.shares.sum()) - 1) < 1e-5
+    true = classes.bincount() / len(classes)
+    assert (model.shares.sort().values - true.sort().values).abs().max() < 0.1, model.shares
+    clusters = model.encode(images).categorical[0].argmax(1)
+    found = common.clustering_scores(clusters, classes)
+    assert found["accuracy"] > 0.9, found
+    assert int(model.shares.argmax()) == int(clusters.bincount().argmax())
 
 
 # ---------------------------------------------------------------- who learns what
-
-
-def learners(which, trunk="own"):
-    """The first parts of the names of the parameters that one term's backward pass reaches in D's
-    update, but that here it reaches G, too."""
-    torch.manual_seed(0)
-    model = infogan.InfoGAN(width=2, trunk=trunk)
-    latent = model.sample_latent(16)
-    fake = model.generator(latent)
-    _, logit, codes = infogan.look(model, fake, detach_trunk=trunk == "detached")
-    if which == "information":
-        infogan.information_loss(codes, model.split_latent(latent)).backward()
-    else:
-        infogan.generator_loss(logit).backward()
-    reached = set()
-    for name, weight in model.named_parameters():
-        if weight.grad is not None and weight.grad.abs().sum() > 0:
-            reached.add(name.split(".")[0])
-    return reached
-
-
-def test_information_reaches_who_the_docstring_says():
-    assert learners("information") == {"generator", "q_trunk", "q_head", "q_moments"}
-    assert learners("information", "shared") == {"generator", "d_trunk", "q_head"}
-    assert learners("information", "detached") == {"q_head"}
-    assert learners("game") == {"generator", "d_trunk", "d_head"}
 
 
 class Recorder(torch.optim.SGD):
@@ -496,67 +667,117 @@ def recorded_step(module, model, d_parameters, real, **options):
 
 
 def test_infogan_step_gives_each_player_its_own_gradient():
-    real = common.draw_digits(16)[0].float() / 255
+    """By autograd through (6), written out once more."""
+    pairs = common.draw_digits(32)[0].view(16, 2, 28, 28).float() / 255
     ones, zeros = torch.ones(16), torch.zeros(16)
     bce = F.binary_cross_entropy_with_logits
     cases = [
-        # trunk, invariance, augment
-        ("own", 0.0, False),
-        ("shared", 0.0, False),
-        ("detached", 0.0, False),
-        ("own", 10.0, False),
-        ("shared", 3.0, False),
-        ("own", 10.0, True),
-        ("detached", 0.0, True),
+        # options of the model, those of the step
+        ({}, {}),
+        ({"colour_blind": False}, {"invariance": 3.0, "batch_mix": 0.25}),
+        ({"unequal": False, "categorical": (4, 3), "shape": (2, 40, 12)},
+         {"lambda_categorical": 0.5}),
+        ({"categorical": (4, 3)}, {"invariance": 0.0}),
+        ({"categorical": ()}, {"lambda_continuous": 1.0}),
+        ({"continuous": 0}, {"batch_mix": 0.5}),
+        ({"trunk": "shared"}, {}),
+        ({"trunk": "shared", "categorical": (4, 3)}, {"invariance": 0.0, "batch_mix": 0.25}),
+        ({"trunk": "detached"}, {"invariance": 3.0}),
+        ({"trunk": "detached", "unequal": False}, {"invariance": 0.0, "lambda_continuous": 0.7}),
     ]
-    for trunk, invariance, augment in cases:
+    for options, given in cases:
+        options = {"shape": (2, 28, 20), "categorical": (4,), "width": 2} | options
+        real = F.interpolate(pairs, options["shape"][1:])
         torch.manual_seed(0)
-        model = infogan.InfoGAN(width=2, trunk=trunk).train()
-        seen, g_seen, losses = recorded_step(infogan, model, model.d_parameters(), real,
-                                             invariance=invariance, augment=augment)
-
-        def look(fake, model=model, augment=augment):
-            """D's logits of real images and fakes, and Q's codes of the fakes."""
-            if augment:
-                logits = model(infogan.warp(torch.cat([real, fake])))[0]
-                return logits[:16], logits[16:], model(fake)[1]
-            return model(real)[0], *model(fake)
+        model = infogan.InfoGAN(**options).train()
+        sizes, trunk, own = model.categorical, model.trunk, model.q_trunk is not None
+        shares = [torch.full((k,), 1 / k) for k in sizes]
+        if model.unequal and sizes:
+            shares[0] = torch.tensor([0.4, 0.3, 0.2, 0.1])
+            model.shares.copy_(shares[0])
+        seen, g_seen, losses = recorded_step(infogan, model, model.d_parameters(), real, **given)
+        for p, grad in zip(model.d_parameters(), seen):
+            assert p.grad.equal(grad)              # G's update adds nothing to D's
+        given = {"lambda_categorical": 1.0, "lambda_continuous": 0.1, "invariance": 10.0,
+                 "batch_mix": 0.25 if real.shape[2] == 40 else 0.0} | given
 
         latent = model.sample_latent(16)
         target = model.split_latent(latent)
         fake = model.generator(latent)
-        real_logit, fake_logit, codes = look(fake.detach())
+        n = round(16 * given["batch_mix"])
+
+        def features(fake, model=model, n=n, real=real):
+            """D's trunk's of real images and of fakes, which swap n of their batches."""
+            one = model.d_trunk(torch.cat([fake[:n], real[n:]]))
+            other = model.d_trunk(torch.cat([real[:n], fake[n:]]))
+            return torch.cat([other[:n], one[n:]]), torch.cat([one[:n], other[n:]])
+
+        def information(logits, moments, target=target, given=given, shares=shares):
+            """Equation 5, weighted, of what is predicted of logits and of moments, if any are."""
+            total = torch.zeros(())
+            for part, onehot, share in zip(logits, target.categorical, shares):
+                likelihood = torch.distributions.Categorical(logits=part).log_prob(onehot.argmax(1))
+                prior = torch.distributions.Categorical(share)
+                total += given["lambda_categorical"] * (likelihood.mean() + prior.entropy())
+            if moments is not None:
+                mean, std = moments.chunk(2, 1)
+                code = torch.distributions.Normal(mean, F.softplus(std) + 0.01)
+                gained = code.log_prob(target.continuous).mean(0) + math.log(2)
+                total += given["lambda_continuous"] * gained.sum()
+            return total
+
+        def read_off(features, model=model, own=own, sizes=sizes):
+            """What the head on D's trunk says: logits, moments."""
+            if model.code_head is None:
+                return [], None
+            output = model.code_head(features)
+            if own or not sizes:
+                return [], output
+            *logits, moments = output.split([*sizes, 2 * model.continuous], 1)
+            return logits, moments
+
+        def categories(images, model=model, sizes=sizes):
+            """What Q's own layers say: logits."""
+            seen = infogan.contrast(images) if model.colour_blind else images
+            return model.q_head(model.q_trunk(seen)).split(sizes, 1)
+
+        def gradients(loss, parameters):
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+
+        named = dict(model.named_parameters())     # (1) D, and of Q what is on D's layers
+        of_real, of_fake = features(fake.detach())
+        real_logit, fake_logit = model.d_head(of_real), model.d_head(of_fake)
         game = bce(real_logit, ones) + bce(fake_logit, zeros)
+        told = information(*read_off(of_fake.detach() if trunk == "detached" else of_fake))
+        ours = [p for name, p in named.items() if name.startswith(("d_", "code_"))]
+        assert len(ours) == len(seen)
+        for grad, a in zip(seen, gradients(game - told, ours)):
+            assert close(grad, a)
+        assert torch.allclose(losses["loss_d"], game)
         assert torch.allclose(losses["d_real"], (1 / (1 + (-real_logit).exp())).mean())
         assert torch.allclose(losses["d_fake"], (1 / (1 + (-fake_logit).exp())).mean())
-        of_q = infogan.information_loss(codes, target)
-        assert ("loss_invariance" in losses) == (invariance > 0)
-        if invariance:
-            warped = model(infogan.warp(torch.cat([real, real])))[1].categorical[0]
-            expected = invariance * infogan.invariance_loss(warped[:16], warped[16:])
-            assert torch.allclose(losses["loss_invariance"], expected, atol=1e-5)
-            of_q = of_q + expected
-        d_parameters = model.d_parameters()
-        from_game = torch.autograd.grad(game, d_parameters, retain_graph=True, allow_unused=True)
-        from_q = torch.autograd.grad(of_q, d_parameters, allow_unused=True)
-        in_trunk = {id(p) for p in model.d_trunk.parameters()}
-        for p, grad, a, b in zip(d_parameters, seen, from_game, from_q):
-            if trunk == "detached" and id(p) in in_trunk:
-                b = None                           # L_I is kept from the trunk that D and Q share
-            expected = sum(part for part in (a, b) if part is not None)
-            assert close(grad, expected)
-        assert (from_q[0] is None) == (trunk == "own")         # and reaches D's where they share it
 
-        _, logit, codes = look(fake)
-        game = F.softplus(-logit).mean()
-        both = game + infogan.information_loss(codes, target)
-        g_parameters = model.g_parameters()
-        from_game = torch.autograd.grad(game, g_parameters, retain_graph=True)
-        from_both = torch.autograd.grad(both, g_parameters)
-        for grad, a, b in zip(g_seen, from_both, from_game):
+        of_fake = features(fake)[1] if n else model.d_trunk(fake)   # (2) G, and Q's own layers
+        logits, moments = read_off(of_fake)
+        game = bce(model.d_head(of_fake), ones)
+        if own:
+            logits = categories(fake)
+        told = information(logits, moments)
+        assert ("loss_invariance" in losses) == (own and given["invariance"] > 0)
+        invariance = 0
+        if "loss_invariance" in losses:
+            one, other = categories(infogan.warp(torch.cat([real, real])))[0].chunk(2)
+            invariance = given["invariance"] * infogan.invariance_loss(one, other, shares[0])
+            assert torch.allclose(losses["loss_invariance"], invariance, atol=1e-5)
+        assert torch.allclose(losses["loss_g"], game)
+        assert torch.allclose(losses["loss_information"], -told, atol=1e-5)
+        ours = [p for name, p in named.items() if name.startswith(("generator.", "q_"))]
+        assert len(ours) == len(g_seen)
+        from_all, from_game = gradients(game - told + invariance, ours), gradients(game, ours)
+        for grad, a, b in zip(g_seen, from_all, from_game):
             assert close(grad, a)
             assert not close(grad, b)              # L_I reaches G always
-        assert torch.allclose(losses["loss_g"], game)
         assert not any(loss.requires_grad for loss in losses.values())
 
 
@@ -614,7 +835,8 @@ def test_ogan_step_gives_each_player_its_own_gradient():
 def test_swapped_weights_change_the_losses():
     """Each pair of a step's numbers, at values of its own: none is taken for another."""
     numbers = {
-        infogan: {"lambda_categorical": 0.7, "lambda_continuous": 0.2, "invariance": 3.0},
+        infogan: {"lambda_categorical": 0.7, "lambda_continuous": 0.2, "batch_mix": 0.5,
+                  "invariance": 3.0},
         ogan: {"rho_weight": 1.5, "rho_generator": 0.25, "codes": 0.75, "decorrelation": 0.6,
                "batch_mix": 0.5},
     }
@@ -623,7 +845,7 @@ def test_swapped_weights_change_the_losses():
         def gradients(module=module, **weights):
             torch.manual_seed(0)
             model = module.InfoGAN(width=2) if module is infogan else module.OGAN(latent=8, width=2)
-            d_seen, g_seen, _ = recorded_step(module, model.train(), model.other_parameters(), real,
+            d_seen, g_seen, _ = recorded_step(module, model.train(), first_parameters(model), real,
                                               **weights)
             return torch.cat([gradient.flatten() for gradient in d_seen + g_seen])
 
@@ -654,15 +876,16 @@ class Blanker(torch.optim.SGD):
 def test_a_step_under_autocast_uses_the_weights_that_it_has():
     """In bfloat16 G learns from D as its update left it: nothing, where that made D's weights 0."""
     real = common.draw_digits(16)[0].float() / 255
-    model = infogan.InfoGAN(width=4).train()
-    g = Recorder(model.g_parameters(), 1.0)
-    for cache in (True, False):
+    for trunk, cache in itertools.product(("own", "shared"), (True, False)):
+        model = infogan.InfoGAN(width=4, trunk=trunk).train()
+        weights = {"lambda_categorical": 0.0, "invariance": 0.0} if trunk == "own" else {}
+        g = Recorder(model.g_parameters(), 1.0)
         autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=cache)
         for blank in (False, True):
             optimizer = Blanker if blank else Recorder
             d = optimizer(model.d_parameters(), 1.0)
             saved = {name: value.clone() for name, value in model.state_dict().items()}
-            losses = infogan.training_step(model, d, g, real, autocast=autocast)
+            losses = infogan.training_step(model, d, g, real, autocast=autocast, **weights)
             model.load_state_dict(saved)
             assert all(loss.dtype == torch.float32 for loss in losses.values())
             assert blank != any(gradient.any() for gradient in g.seen)
@@ -754,6 +977,26 @@ def test_clustering_scores():
     one = common.clustering_scores(torch.zeros(300, dtype=torch.long), labels)
     assert one["nmi"] < 1e-9
     assert one["accuracy"] == one["largest_class"] == max(b.count(k) for k in range(5)) / 300
+
+
+def test_scores_of_categories_that_come_unequally_often():
+    torch.manual_seed(0)
+    shares = torch.tensor([0.6, 0.3, 0.1])
+    data = common.Data("x", common.draw_digits(500)[0], None, common.draw_digits(50)[0], None)
+    model = infogan.InfoGAN(categorical=(3, 4), width=2)
+    model.shares.copy_(shares)
+    model(data.images)                             # for batch normalisation
+    found = infogan.scores(model, data, samples=400)
+    assert torch.allclose(torch.tensor(found["shares"]), shares)
+    ceilings = [float(torch.distributions.Categorical(shares).entropy()), math.log(4)]
+    latent = model.sample_latent(400, rng=torch.Generator().manual_seed(0))
+    codes, target = model.encode(model.decode(latent)), model.split_latent(latent)
+    for i, ceiling in enumerate(ceilings):
+        assert abs(found["mi_categorical_ceiling"][i] - ceiling) < 1e-5
+        right = torch.distributions.Categorical(probs=codes.categorical[i])
+        expected = right.log_prob(target.categorical[i].argmax(1)).mean() + ceiling
+        assert abs(found["mi_categorical"][i] - float(expected)) < 1e-4
+    assert infogan.scores(infogan.InfoGAN(categorical=(), width=2), data, 20)["shares"] == []
 
 
 def test_frechet_distance_in_closed_form():
@@ -1278,6 +1521,11 @@ def test_held_out_images_are_a_random_tenth():
         assert len(one.labels.unique()) == 10
         every = torch.cat([one.images, one.test_images]).flatten(1).double().sum(1).sort().values
         assert torch.equal(every, content["images"].flatten(1).double().sum(1).sort().values)
+        place = {bytes(image.flatten().tolist()): i for i, image in enumerate(content["images"])}
+        kept = [place[bytes(image.flatten().tolist())] for image in one.images]
+        assert kept != sorted(kept) and one.labels.tolist() == [i % 10 for i in kept]
+        held = [place[bytes(image.flatten().tolist())] for image in one.test_images]
+        assert held != sorted(held) and one.test_labels.tolist() == [i % 10 for i in held]
         assert "one class" not in out.getvalue()
         own(content | {"labels": torch.zeros(1000)})
         assert "all test images are of one class" in out.getvalue()
@@ -1287,6 +1535,44 @@ def test_held_out_images_are_a_random_tenth():
         assert "black" not in out.getvalue()
         own({"images": content["images"] // 16})             # scikit-learn's digits end at 16
         assert "`images` are all but black, at most 15 of 255" in out.getvalue()
+
+
+def test_images_that_share_memory_are_held_out_as_others():
+    """Of one channel shown as three, and of windows into a film, each frame in three of them."""
+    film = noise(202, 8, 8)
+    with folder():
+        for images in (film[:, None].expand(-1, 3, -1, -1),
+                       film.unfold(0, 3, 1).permute(0, 3, 1, 2)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = own({"images": images}, "shared.pt")
+            plain = own({"images": images.clone(memory_format=torch.contiguous_format)})
+            assert found.images.equal(plain.images) and found.test_images.equal(plain.test_images)
+
+
+def test_loading_takes_little_more_memory_than_the_file():
+    if not Path("/proc/self/status").exists():
+        raise unittest.SkipTest("no /proc on this system")
+    code = """if True:
+        import common, torch
+        from pathlib import Path
+
+        def kilobytes(key):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+        torch.randperm(10).sort()
+        before = kilobytes("VmRSS")
+        data = common.load_data("large.pt")
+        print((kilobytes("VmHWM") - before) * 1024)"""
+    with folder():
+        torch.save({"images": noise(16_000, 3, 64, 64)}, "large.pt")
+        size = os.path.getsize("large.pt")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": str(HERE)})
+        assert done.returncode == 0, done.stderr
+        most = int(done.stdout.split()[-1])
+        assert size < most < 1.3 * size, most / size
 
 
 def test_a_folder_is_a_data_set_or_told_how_to_become_one():
@@ -1447,9 +1733,15 @@ def test_infogan_latents_hold_what_is_asked():
     assert categories(3, 7)[0] == [7, 7, 7]
     assert categories(3, [1, 2, 3])[0] == [1, 2, 3]
     assert categories(2, [[1, 0], [2, 3]]) == [[1, 2], [0, 3]]
+    for given, where in (([None, 2], 1), ([3, None], 0), ((None, torch.tensor(2)), 1)):
+        drawn = categories(300, given)
+        assert set(drawn[where]) == {int(given[where])}             # the other is drawn
+        assert set(drawn[1 - where]) == set(range(model.categorical[1 - where]))
+    assert set(categories(300, [None])[0]) == set(range(10))
     fixed = model.split_latent(model.sample_latent(3, continuous=[1.5, -1.0]))
     assert torch.equal(fixed.continuous, torch.tensor([[1.5, -1.0]] * 3))
-    for bad in (10, -1, [1, 2], 1.5, [[1, 4]] * 3, [[1, 2, 3]] * 3):
+    for bad in (10, -1, [1, 2], 1.5, [[1, 4]] * 3, [[1, 2, 3]] * 3, [None, 4], [None, -1],
+                [None, 1.5], [None, 2, 1], [None, None, None], [None, [1, 2, 3]]):
         refused(lambda bad=bad: model.sample_latent(3, categorical=bad), "categor")
     held = model.split_latent(model.sample_latent(500, continuous=[None, -0.25])).continuous
     assert held[:, 1].eq(-0.25).all() and held[:, 0].std() > 0.2    # None is drawn
@@ -1461,6 +1753,50 @@ def test_infogan_latents_hold_what_is_asked():
     one = model.sample_latent(4, rng=torch.Generator().manual_seed(3))
     two = model.sample_latent(4, rng=torch.Generator().manual_seed(3))
     assert torch.equal(one, two)
+
+
+def test_categories_come_as_often_as_their_shares():
+    n, shares = 20_000, torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    for rng in (None, torch.Generator().manual_seed(0)):
+        torch.manual_seed(0)
+        model = infogan.InfoGAN(noise=2, categorical=(5, 3), width=2)
+        even = infogan.InfoGAN(noise=2, categorical=(5, 3), width=2, unequal=False)
+        for one in (model, even):
+            one.shares.copy_(shares)
+        first, second = model.split_latent(model.sample_latent(n, rng=rng)).categorical
+        for onehot, expected in ((first, shares), (second, torch.full((3,), 1 / 3))):
+            counts, likely = onehot.sum(0), expected > 0
+            assert counts[~likely].eq(0).all()
+            difference = (counts - n * expected)[likely].square() / (n * expected[likely])
+            assert difference.sum() < 18           # chi-square's, of up to 3 degrees: p = 0.0004
+        both = torch.einsum("na,nb->ab", first, second) / n
+        assert (both - shares[:, None] / 3).abs().max() < 0.01      # independent
+    torch.manual_seed(7)
+    found = even.split_latent(even.sample_latent(n))
+    torch.manual_seed(7)
+    noise = torch.rand(n, 2) * 2 - 1
+    assert found.noise.equal(noise)
+    for onehot, k in zip(found.categorical, (5, 3)):
+        assert onehot.argmax(1).equal(torch.randint(k, (n,)))
+    one = infogan.InfoGAN(noise=2, categorical=(2,), width=2).double()
+    one.shares.copy_(torch.tensor([0.9, 0.1]))
+    assert one.sample_latent(1000)[:, 2].mean() > 0.85
+
+
+def test_the_category_of_most_images():
+    torch.manual_seed(0)
+    model = infogan.InfoGAN(categorical=(4, 3), width=2).train()
+    images = common.draw_digits(300)[0]
+    model(images)                                  # for batch normalisation
+    votes = model.encode(images).categorical[0].argmax(1).tolist()
+    kinds = [[i for i, vote in enumerate(votes) if vote == kind][:3] for kind in range(4)]
+    first, *_, last = [kind for kind in kinds if len(kind) == 3]
+    for some in (first + last[:2], first[:2] + last, list(range(300)), [7]):
+        found = model.category_of(images[some])
+        counts = [[votes[i] for i in some].count(kind) for kind in range(4)]
+        assert type(found) is int and counts[found] == max(counts)
+    assert model.sample(3, found).shape == (3, 1, 28, 28)
+    assert model.sample(3, [found, None]).shape == (3, 1, 28, 28)
 
 
 def test_ogan_shapes_and_interpolation():
@@ -1588,7 +1924,7 @@ def test_types_and_devices_of_what_comes_in_are_the_models():
             assert model.decode(latent).dtype == wanted
         model = cls(width=2).double()
         step = sys.modules[cls.__module__].training_step
-        d, g = (torch.optim.Adam(p) for p in (list(model.parameters()), model.g_parameters()))
+        d, g = (torch.optim.Adam(p) for p in (first_parameters(model), model.g_parameters()))
         losses = step(model, d, g, images)         # a float32 batch for a model in float64
         assert all(loss.dtype == torch.float64 for loss in losses.values())
 
@@ -1601,14 +1937,14 @@ def test_images_to_train_on_are_checked():
            (good.float(), "x / 255"), (floats / 0, "nan")]
     for model in small_models():
         step = sys.modules[type(model).__module__].training_step
-        optimizers = [torch.optim.Adam(model.other_parameters()),
+        optimizers = [torch.optim.Adam(first_parameters(model)),
                       torch.optim.Adam(model.g_parameters())]
         for later in (False, True):
             before = {name: value.clone() for name, value in model.state_dict().items()}
             for images, word in bad:
                 refused(lambda images=images, model=model, step=step, optimizers=optimizers:
                         step(model, *optimizers, images), word)
-                if isinstance(model, infogan.InfoGAN):
+                if getattr(model, "q_trunk", None) is not None:
                     refused(lambda images=images, model=model: infogan.warm_up(model, images), word)
             assert equal(before, model.state_dict()), later
             step(model, *optimizers, good)
@@ -1624,7 +1960,7 @@ def test_a_saved_model_goes_on_training():
         model = cls(width=2)
 
         def optimizers(model):
-            return {"a": torch.optim.Adam(model.other_parameters(), 1e-3),
+            return {"a": torch.optim.Adam(first_parameters(model), 1e-3),
                     "g": torch.optim.Adam(model.g_parameters(), 1e-3)}
 
         with folder():
@@ -1664,13 +2000,15 @@ def test_layers_may_be_frozen_and_networks_ones_own():
     for model in (*small_models(), Own(width=2)):
         step = sys.modules[type(model).__module__].training_step if type(model) is not Own \
             else ogan.training_step
-        frozen = [next(model.generator.parameters()), next(model.other_parameters().__iter__())]
+        networks = [model.generator, getattr(model, "q_trunk", None)]
+        frozen = [next(part.parameters()) for part in networks if part is not None]
+        frozen.append(first_parameters(model)[0])
         for weight in frozen:
             weight.requires_grad_(False)
         before = [weight.clone() for weight in frozen]
-        d, g = torch.optim.Adam(model.other_parameters()), torch.optim.Adam(model.g_parameters())
-        count = len(model.other_parameters()) + len(model.g_parameters())
-        assert count == len(list(model.parameters())) - 2
+        d, g = torch.optim.Adam(first_parameters(model)), torch.optim.Adam(model.g_parameters())
+        count = len(first_parameters(model)) + len(model.g_parameters())
+        assert count == len(list(model.parameters())) - len(frozen)
         step(model, d, g, images)
         assert all(map(torch.equal, frozen, before))
     with folder():
@@ -1682,12 +2020,15 @@ def test_layers_may_be_frozen_and_networks_ones_own():
 
 
 def test_parameters_are_split_between_the_players():
-    for model in small_models():
-        first = model.e_parameters() if isinstance(model, ogan.OGAN) else model.d_parameters()
+    parts = [({"generator", "q_trunk", "q_head"}, {"d_trunk", "d_head", "code_head"}),
+             ({"generator"}, {"d_trunk", "d_head", "code_head"}),
+             ({"generator"}, {"encoder", "critic"})]
+    for model, (of_g, of_first) in zip(small_models(), parts):
         names = {id(p): name.split(".")[0] for name, p in model.named_parameters()}
-        assert {names[id(p)] for p in model.g_parameters()} == {"generator"}
-        assert "generator" not in {names[id(p)] for p in first}
-        assert len(first) + len(model.g_parameters()) == len(list(model.parameters()))
+        assert {names[id(p)] for p in model.g_parameters()} == of_g
+        assert {names[id(p)] for p in first_parameters(model)} == of_first
+        count = len(first_parameters(model)) + len(model.g_parameters())
+        assert count == len(list(model.parameters()))
 
 
 def test_a_model_is_a_module_like_any_other():
@@ -1767,7 +2108,7 @@ def test_saved_models_load():
         for model in small_models():
             model.eval()
             model.save("plain.pt")
-            first = model.e_parameters() if isinstance(model, ogan.OGAN) else model.d_parameters()
+            first = first_parameters(model)
             optimizer = torch.optim.Adam(first)
             sum(p.sum() for p in first).backward()
             optimizer.step()
@@ -1832,17 +2173,19 @@ def test_networks_have_the_papers_sizes():
     assert model.generator[0].weight.shape == (1024, 74)
     assert model.d_trunk[0].weight.shape == (64, 1, 4, 4)
     assert model.d_trunk[6].weight.shape == (1024, 6272)
-    for options, sizes in (({"trunk": "shared"}, [14]), ({"trunk": "own"}, [10, 4]),
-                           ({"continuous": 0}, [10]), ({"categorical": ()}, [4])):
+    for options, on_d, on_q in (({"trunk": "shared"}, 14, None), ({}, 4, 10),
+                                ({"continuous": 0}, None, 10), ({"categorical": ()}, 4, None)):
         model = infogan.InfoGAN(width=64, **options)
-        heads = [head for head in (model.q_head, model.q_moments) if head is not None]
-        assert [head[3].weight.shape for head in heads] == [(size, 128) for size in sizes]
-        assert all(head[0].weight.shape == (128, 1024) for head in heads)
+        for found, size in ((model.code_head, on_d), (model.q_head, on_q)):
+            assert (found is None) == (size is None)
+            assert size is None or found[3].weight.shape == (size, 128)
+        assert model.code_head is None or model.code_head[0].weight.shape == (128, 1024)
+        assert (model.q_trunk is None) == (on_q is None)
+    for colour_blind, channels in ((True, 1), (False, 3)):
+        model = infogan.InfoGAN((3, 32, 32), colour_blind=colour_blind)
+        assert model.q_trunk[0].weight.shape[1] == channels
     model = infogan.InfoGAN(categorical=(10, 5, 5), continuous=1)
     assert model.generator[0].weight.shape[1] == 62 + 20 + 1
-    shared = infogan.InfoGAN(trunk="shared")
-    hidden = 512 * 64 + 2 * 64                     # Q's second hidden layer and its normalisation
-    assert count(infogan.InfoGAN()) - count(shared) == count(shared.d_trunk) + hidden
     t = count(ogan.OGAN(critic="network")) - count(ogan.OGAN())
     assert t == 32 * 64 + 64 + 64 + 1
 
@@ -1850,8 +2193,8 @@ def test_networks_have_the_papers_sizes():
 # ---------------------------------------------------------------- runs
 
 KEYS = {
-    "infogan": {"accuracy", "nmi", "ari", "confusion", "mi_categorical", "mi_continuous",
-                "loss_invariance", "d_real", "d_fake"},
+    "infogan": {"accuracy", "nmi", "ari", "confusion", "mi_categorical", "mi_categorical_ceiling",
+                "mi_continuous", "shares", "loss_invariance", "d_real", "d_fake"},
     "ogan": {"rho", "knn_accuracy", "probe_accuracy", "agreement", "reconstruction_error", "e_real",
              "e_fake"},
 }
@@ -1925,8 +2268,9 @@ def test_training_from_python_gives_the_model_and_keeps_the_config():
     for method, module in METHODS.items():
         with folder():
             small_data()
+            warm_up = {"warm_up": 6} if method == "infogan" else {}
             config = module.Config(width=2, epochs=1, batch_size=32, data="small.pt", average=0.0,
-                                   limit=100)
+                                   limit=100, **warm_up)
             before = dict(vars(config))
             model, finished = module.train(config)
             assert vars(config) == before
@@ -1949,6 +2293,44 @@ def test_resume_equals_the_uninterrupted_run():
             parts["history"][first] = {key: parts["history"][first][key] for key in kept}
             assert equal(whole, parts)
             assert [line["epoch"] for line in metrics("parts")] == [0, 1, 2, 3][1 - first:]
+
+
+def test_few_images_are_trained_on_for_as_many_updates():
+    """Without --epochs as many as make --updates; reports are at least 100 updates apart, but for
+    the last; a run that was stopped, at one or between two, goes on as if it had not been."""
+    with folder() as (_, out, _):
+        small_data(24, (1, 8, 8))
+
+        def train(name, *flags):
+            if "--resume" not in flags:
+                flags = ["--data", "small.pt", "--width", "2", "--batch-size", "8", "--samples",
+                         "20", "--trunk", "shared", "--device", "cpu", "--out", name, *flags]
+            infogan.main(flags)
+            return checkpoint(name)
+
+        with mock.patch.object(common.Run, "QUIET", 0):
+            whole = train("whole", "--updates", "121")              # 3 in an epoch
+        assert whole["epoch"] == whole["config"]["epochs"] == 40
+        assert json.loads(Path("whole/config.json").read_text())["epochs"] == 40
+        assert [line["epoch"] for line in metrics("whole")] == [34, 40]
+        assert whole["parts"]["d"]["state"][0]["step"] == 3 * 40
+        names = {path.name for path in Path("whole").glob("samples-*.png")}
+        assert names == {"samples-0.png", "samples-34.png"}         # the first since 32
+        for line in ("epoch 1/40  33%", "epoch 2/40 100%", "epoch 35/40  33%"):
+            assert out.getvalue().count(line) == 1, line
+
+        train("two", "--updates", "121", "--epochs", "34")
+        two = train("two", "--resume", "two", "--epochs", "-1")
+        kept = whole["history"][0].keys()          # the first part ended with its final scores
+        two["history"][0] = {key: two["history"][0][key] for key in kept}
+        assert equal(whole, two)
+        train("odd", "--updates", "121", "--epochs", "10")
+        odd = train("odd", "--resume", "odd", "--epochs", "40")
+        assert equal(whole["parts"], odd["parts"]) and equal(whole["random"], odd["random"])
+        assert [line["epoch"] for line in metrics("odd")] == [10, 40]
+        names = {path.name for path in Path("odd").glob("samples-*.png")}
+        assert names == {f"samples-{epoch}.png" for epoch in (0, 10, 40)}
+        assert train("one", "--updates", "1")["epoch"] == 1
 
 
 def test_a_terminal_gets_a_live_line():
@@ -2056,12 +2438,28 @@ def test_a_run_begins_from_a_trained_model():
                       "32", "--categorical", "6", "--lr-generator", "1e-4", "--out", "six"])
         assert [line["epoch"] for line in metrics("six")] == [1]    # no warm-up: Q has learned
         assert checkpoint("six")["options"]["categorical"] == [6]
-        assert "new: generator.0.weight, q_head.3.weight, q_head.3.bias" in out.getvalue()
+        assert "new: shares, generator.0.weight, q_head.3.weight, q_head.3.bias" in out.getvalue()
         infogan.main(["--resume", "six", "--epochs", "2"])
         assert checkpoint("six")["epoch"] == 2
         refused(lambda: infogan.main(["--resume", "half.pt"]), "half.pt is a model", "--from half")
         refused(lambda: ogan.main([*flags, "--out", "x"]), "model of ogan.py")
         assert not Path("x").exists()
+
+
+def test_unequal_shares_are_taken_over_where_they_count():
+    """By --from; a run that has equal ones by --no-unequal leaves them."""
+    with folder():
+        small_data()
+        run("infogan")
+        first = checkpoint("run")["model"]["shares"]
+        assert first.std() > 0.01
+        for flags, shares in (([], first), (["--no-unequal"], torch.full((10,), 0.1))):
+            name = f"run{len(flags)}"
+            run("infogan", "--from", "run", "--epochs", 0, *flags, "--out", name)
+            found = metrics(name)[-1]
+            ceiling = torch.distributions.Categorical(shares).entropy()
+            assert abs(found["mi_categorical_ceiling"][0] - float(ceiling)) < 1e-5
+            assert torch.allclose(torch.tensor(found["shares"]), shares)
 
 
 def test_other_sizes_and_channels_train():
@@ -2307,8 +2705,8 @@ def killed_and_resumed(method, random_kills, every):
     and in writing.
     """
     torch.set_num_threads(1)
-    small_data()
-    assert finished(child(method, "--out", "whole", "--epochs", 2))     # trains the judge, too
+    small_data(shape=(1, 8, 8))
+    assert finished(child(method, "--out", "whole", "--epochs", 2))
     began = time.monotonic()
     assert finished(child(method, "--out", "again", "--epochs", 2))
     length = time.monotonic() - began
@@ -2361,7 +2759,7 @@ def test_ctrl_c_stops_and_the_run_goes_on_from_its_last_epoch():
     ]
     for method, module in METHODS.items():
         with folder() as (_, _, err):
-            small_data()
+            small_data(shape=(1, 8, 8))
             run(method, "--epochs", 2, "--out", "whole")
             handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
             for i, (name, call, epochs) in enumerate(cases):
@@ -2590,61 +2988,6 @@ def test_wrong_checkpoints_are_refused():
         assert "run is from before --invariance; it goes on with 10.0" in err.getvalue()
 
 
-def older(state):
-    """A run's checkpoint as it was before `--trunk`, when parts had fixed places."""
-    def renamed(weights):
-        found = {}
-        for name, value in weights.items():
-            for new, old in (("d_trunk.", "trunk."), ("q_head.", "q_heads.0."),
-                             ("q_moments.", "q_heads.1.")):
-                if name.startswith(new):
-                    name = old + name[len(new):]
-            found[name] = value
-        return found
-
-    state = dict(state)
-    parts = dict(state.pop("parts"))
-    average = renamed(state.pop("model"))
-    updates = parts.pop("average")["updates"]
-    model = renamed(parts.pop("model"))
-    for name in ("options", "config"):
-        values = dict(state[name])
-        trunk = values.pop("trunk", None)
-        values.pop("limit", None)
-        if trunk:
-            values["separate_q"] = trunk == "own"
-            if name == "config":
-                values["detach_trunk"] = trunk == "detached"
-        state[name] = values
-    if state["config"]["average"] == 0:
-        average = None
-    return state | {"model": model, "average": average, "average_updates": updates, "step": 0,
-                    "optimizers": parts, "order": None, "names": [], "sums": None, "seconds": 0.0}
-
-
-def test_runs_and_models_of_older_versions_load_and_go_on():
-    cases = [("infogan", []), ("infogan", ["--trunk", "detached", "--average", 0]), ("ogan", [])]
-    for method, flags in cases:
-        with folder() as (_, _, err):
-            small_data()
-            run(method, "--epochs", 2, "--out", "whole", *flags)
-            state = run(method, *flags)
-            images = MODELS[method].load("run").sample(3, rng=torch.Generator().manual_seed(0))
-            torch.save(older(state), "run/checkpoint.pt")
-            again = MODELS[method].load("run").sample(3, rng=torch.Generator().manual_seed(0))
-            assert torch.equal(images, again)
-            gone = run(method, "--resume", "run", "--epochs", 2)
-            assert equal(gone["parts"], checkpoint("whole")["parts"])
-            assert "--limit" in err.getvalue()
-            torch.save(older(state) | {"step": 3}, "run/checkpoint.pt")
-            module = METHODS[method]
-            refused(lambda module=module: module.train(module.Config.resumed("run")), "within an")
-            assert MODELS[method].load("run").sample(3).shape == (3, 1, 28, 28)
-            saved = {key: older(state)[key] for key in ("method", "options", "model", "optimizers")}
-            torch.save(saved, "model.pt")
-            assert MODELS[method].load("model.pt").sample(3).isfinite().all()
-
-
 def test_damaged_checkpoints_are_noticed():
     with folder():
         small_data(40)
@@ -2790,8 +3133,8 @@ FLAGS = {   # every flag of both methods at a value of its own
         "--continuous 3 --code-range 2", "--lambda-categorical 0.5",
         "--lambda-continuous 1", "--trunk shared", "--trunk detached",
         "--lr-discriminator 0.001", "--lr-generator 0.002", "--invariance 0", "--init normal",
-        "--average 0", "--warm-up 0", "--warm-up 1", "--augment", "--augment --trunk shared",
-        "--categorical 4 4 --continuous 0 --trunk detached"],
+        "--average 0", "--warm-up 0", "--no-colour-blind", "--no-unequal",
+        "--batch-mix 0.3", "--categorical 4 4 --continuous 0 --trunk detached"],
     "ogan": [
         "--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network",
         "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
@@ -2803,7 +3146,7 @@ FLAGS = {   # every flag of both methods at a value of its own
 def test_every_flag_does_what_it_says():
     for method, module in METHODS.items():
         with folder():
-            small_data(64)
+            small_data(64, (1, 8, 8))
             plain = run(method, "--batch-size", 16, "--out", "plain")
             seen = set()
             for number, line in enumerate(FLAGS[method]):
@@ -2831,6 +3174,16 @@ def test_common_flags():
         assert state["model"]["encoder.0.0.weight"].shape[0] == 3
         assert state["parts"]["e"]["state"][0]["step"] == 2 * 100 // 25
         assert "cpu" in out.getvalue()
+        with mock.patch.object(torch, "set_num_threads") as threads:
+            run("ogan", "--epochs", 0, "--threads", 3, "--out", "threads")
+        threads.assert_called_once_with(3)
+        out.truncate(out.seek(0))
+        for load, said in ((0.3, False), (1.9, True)):              # of two cores
+            with mock.patch.object(os, "getloadavg", lambda x=load: (x, x, x), create=True), \
+                    mock.patch.object(os, "cpu_count", lambda: 2), \
+                    mock.patch.object(torch, "get_num_threads", lambda: 2):
+                run("ogan", "--epochs", 0, "--out", f"load-{load}")
+            assert ("busy: --threads 1" in out.getvalue()) == said
         state = run("ogan", "--batch-size", 5000, "--out", "one")       # the whole set is a batch
         assert state["parts"]["e"]["state"][0]["step"] == 1
         plain = run("infogan", "--precision", "fp32", "--out", "fp32")
@@ -2860,7 +3213,8 @@ def test_recipe_paper_is_the_paper():
         infogan: {"width": 64, "batch_size": 128, "noise": 62, "categorical": [10],
                   "continuous": 2, "code_range": 1.0, "lr_discriminator": 2e-4,
                   "lr_generator": 1e-3, "lambda_categorical": 1.0, "invariance": 0.0,
-                  "average": 0.0, "init": "normal", "trunk": "shared", "epochs": 11},
+                  "average": 0.0, "init": "normal", "trunk": "shared", "epochs": 11,
+                  "batch_mix": 0.0, "warm_up": 0, "unequal": False},
         ogan: {"width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
                "truncation": 1.0, "gan_loss": "qp", "critic": "avg", "latent_loss": "pearson",
                "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4, "average": 0.0,
@@ -2887,12 +3241,13 @@ def torchrun(*command):
 def test_two_processes_train_as_one():
     with folder():
         small_data(128)
-        flags = ["--epochs", "2", "--width", "2", "--data", "small.pt", "--device", "cpu"]
+        flags = ["--epochs", "2", "--width", "2", "--data", "small.pt", "--device", "cpu",
+                 "--warm-up", "6"]
         done = torchrun(HERE / "infogan.py", *flags, "--batch-size", "32", "--out", "run")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("epoch 2/2") == 1
         assert json.loads(Path("run/config.json").read_text())["processes"] == 2
-        assert [line["epoch"] for line in metrics("run")] == [0, 1, 2]
+        assert [line["epoch"] for line in metrics("run")] == [0, 2]     # fewer than 100 updates
         assert checkpoint("run")["parts"]["d"]["state"][0]["step"] == 2 * 128 // 32
         with mock.patch.object(common, "processes", lambda: (0, 2)):
             for size in (33, 2):
@@ -2974,7 +3329,7 @@ def test_captured_steps_equal_eager_ones():
 
 
 BAD_FLAGS = [
-    ("--epochs -1", "--epochs"), ("--epochs x", "--epochs"), ("--epochs", "--epochs"),
+    ("--epochs -2", "--epochs"), ("--epochs x", "--epochs"), ("--epochs", "--epochs"),
     ("--batch-size 1", "--batch-size"), ("--width 0", "--width"), ("--device gpu", "--device"),
     ("--device meta", "--device meta"), ("--device cpu cpu", "cpu"), ("--data cifar", "--data"),
     ("--data none.pt", "no such file"), ("--nonsense", "--nonsense"), ("--seed -1", "--seed"),
@@ -2986,6 +3341,7 @@ BAD_FLAGS = [
     ("--epoch 5", "did you mean --epochs?"),
     ("--recip paper", "did you mean --recipe"), ("--lr 1e-3", "did you mean --lr-"),
     ("--bacth-size 5", "did you mean --batch-size"), ("--limit -1", "--limit"),
+    ("--updates 0", "--updates"),
 ]
 OWN_BAD_FLAGS = {
     "infogan": [
@@ -3030,9 +3386,10 @@ def test_help_tells_both_recipes():
 
 def test_a_study_fills_in_its_file_and_goes_on():
     with folder() as (here, _, _):
-        small = f"--epochs 2 --width 2 --batch-size 32 --device cpu --data {here / small_data(64)}"
+        small = (f"--epochs 51 --width 2 --batch-size 32 --device cpu "     # reports at 50 and 51
+                 f"--data {here / small_data(64)}")
         asked = {"arms": {"a": f"ogan.py {small}", "b": f"ogan.py {small} --latent 1",
-                          "c": f"infogan.py {small}"},
+                          "c": f"infogan.py {small} --warm-up 6"},
                  "seeds": {"a": [3, 4], "b": [3], "c": [5]}, "jobs": 2, "history": ["loss_g"],
                  "reach": {"rho": -1, "knn_accuracy": 2}, "pictures": ["samples", "traversal"]}
         Path("s.json").write_text(json.dumps(asked))
@@ -3123,10 +3480,35 @@ def test_introvae_trains_in_every_form():
         with folder():
             small_data()
             config = introvae.Config(form=form, epochs=2, width=2, batch_size=32, data="small.pt")
-            model, finished = introvae.train(config)
+            with single_epochs():
+                model, finished = introvae.train(config)
             asked = {"agreement", "reconstruction_error", "knn_accuracy", "frechet"}
             assert asked <= finished.history[-1].keys()
             assert model.interpolate(*model.sample(2)).shape == (10, 1, 28, 28)
+
+
+def test_sets_made_of_mnist():
+    images, labels, _ = common.draw_digits(4000)
+    data = common.Data("mnist", images[:3500], labels[:3500], images[3500:], labels[3500:])
+    with folder(), mock.patch.object(common, "load_data", lambda *_: data):
+        made = {}
+        for name in ("few", "unequal", "colour"):
+            sets.main([name, f"{name}.pt"])
+            made[name] = torch.load(f"{name}.pt", weights_only=True)
+        few, unequal, colour = made.values()
+        assert few["images"].equal(images[:3000]) and few["test_labels"].equal(labels[3500:])
+        for which, given in (("", labels[:3500]), ("test_", labels[3500:])):
+            kept = unequal[f"{which}labels"].bincount(minlength=10) / given.bincount(minlength=10)
+            assert kept.max() > 0.9 and 2.5 < kept.max() / kept.min() < 12
+        place = {bytes(image.flatten().tolist()): i for i, image in enumerate(images)}
+        kept = [place[bytes(image.flatten().tolist())] for image in unequal["images"][:300]]
+        assert kept == sorted(kept) and labels[kept].equal(unequal["labels"][:300])
+        assert colour["labels"].equal(labels[:3500])
+        padded = F.pad(images[3500:], (2, 2, 2, 2)).float() / 255
+        found = infogan.contrast(colour["test_images"].float() / 255)
+        assert (found - infogan.contrast(padded)).abs().max() < 0.1
+        corners = colour["images"][:, :, 0, 0].float() / 255
+        assert corners.min() < 0.1 and corners.max() > 0.9 and corners.std(0).min() > 0.2
 
 
 def test_a_study_runs_the_projects_methods_only():
@@ -3279,12 +3661,12 @@ def test_import_changes_nothing():
 
 # By name: what else lies in the folder, as a packing script of the user's, is none of ours.
 SOURCES = [HERE / name for name in ("common.py", "infogan.py", "ogan.py", "test_all.py",
-                                    "results/export.py", "results/introvae.py",
+                                    "results/export.py", "results/introvae.py", "results/sets.py",
                                     "results/study.py")]
 
 
 def test_only_torch_the_standard_library_and_our_modules_are_imported():
-    ours = {"common", "export", "infogan", "introvae", "ogan", "study"}
+    ours = {"common", "export", "infogan", "introvae", "ogan", "sets", "study"}
     imported = {}
     for path in SOURCES:
         modules = set()
@@ -3349,7 +3731,8 @@ def test_public_names_exist_and_have_types_and_docstrings():
         common: ["load_data", "save_grid"],
         infogan: ["discriminator_loss", "generator_loss", "categorical_information",
                   "continuous_information", "information_loss", "invariance_loss", "warp",
-                  "neighbours", "warm_up", "training_step", "scores", "figures", "train"],
+                  "contrast", "neighbours", "merged", "warm_up", "training_step", "scores",
+                  "figures", "train"],
         ogan: ["standardise", "pearson_correlation", "gan_qp_loss", "decorrelation_loss",
                "training_step", "scores", "figures", "train"],
         common.Model: ["save"],

@@ -35,7 +35,7 @@ class Encode(nn.Module):
     def forward(self, images):
         if isinstance(self.model, ogan.OGAN):
             return self.model.to_latent(self.model.encoder(2 * images - 1))
-        logits, mean, std = self.model.posterior(images)
+        logits, mean, std = self.model.split_output(self.model.q(images))
         return (*(part.softmax(1) for part in logits), mean, std)
 
 
