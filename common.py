@@ -1485,10 +1485,10 @@ class Run:
         print(f"{method}: {len(self.data.images)} images of {self.data.name} {self.data.shape}, on "
               f"{self.device} in {self.config.precision}, into {self.folder}", flush=True)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
-        threads = torch.get_num_threads()
-        if threads > 1 and load + threads > os.cpu_count() + 0.5 and self.device.type == "cpu":
-            print(f"other processes keep {load:.1f} of {os.cpu_count()} cores busy: --threads 1 "
-                  "may be several times faster", flush=True)
+        threads, cores = self.about["threads"], os.cpu_count()
+        if threads > 1 and load + threads > cores + 0.5 and self.device.type == "cpu":
+            print(f"other processes keep {load:.1f} of {cores} cores busy: --threads 1 may be "
+                  "several times faster", flush=True)
         write_file(self.folder / "config.json", json.dumps(self.about, indent=2) + "\n")
 
     def _take_up(self, state):

@@ -2941,7 +2941,7 @@ def test_a_run_folder_deleted_under_way():
     with folder(), mock.patch.object(ogan, "training_step", delete_and_step):
         small_data()
         refused(lambda: run("ogan", "--epochs", 3),
-                "cannot be written: No such file or directory")
+                "run/best.pt cannot be written: No such file or directory")
 
 
 def test_wrong_checkpoints_are_refused():
@@ -3130,15 +3130,17 @@ GANS += ["--gan-loss hinge --critic network --latent-loss mse"]
 FLAGS = {   # every flag of both methods at a value of its own
     "infogan": [
         "--noise 7", "--categorical 10 5 5", "--categorical", "--continuous 0",
-        "--continuous 3 --code-range 2", "--lambda-categorical 0.5",
+        "--continuous 3 --code-range 2", "--code-range 0.5", "--lambda-categorical 0.5",
         "--lambda-continuous 1", "--trunk shared", "--trunk detached",
         "--lr-discriminator 0.001", "--lr-generator 0.002", "--invariance 0", "--init normal",
-        "--average 0", "--warm-up 0", "--no-colour-blind", "--no-unequal",
+        "--average 0", "--average 0.2", "--categorical 6 --continuous 1 --code-range 3",
+        "--warm-up 0", "--no-colour-blind", "--no-unequal",
         "--batch-mix 0.3", "--categorical 4 4 --continuous 0 --trunk detached"],
     "ogan": [
         "--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network",
         "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
-        "--lr-generator 0.002", "--average 0.2", "--codes 0", "--decorrelation 0",
+        "--lr-generator 0.002", "--average 0", "--average 0.2", "--codes 0",
+        "--decorrelation 0",
         "--batch-mix 0", "--init normal", "--optimizer rmsprop", *GANS],
 }
 
@@ -3490,7 +3492,7 @@ def test_introvae_trains_in_every_form():
 def test_sets_made_of_mnist():
     images, labels, _ = common.draw_digits(4000)
     data = common.Data("mnist", images[:3500], labels[:3500], images[3500:], labels[3500:])
-    with folder(), mock.patch.object(common, "load_data", lambda *_: data):
+    with folder(), mock.patch.object(common, "load_data", lambda *_: replace(data)):
         made = {}
         for name in ("few", "unequal", "colour"):
             sets.main([name, f"{name}.pt"])

@@ -38,24 +38,28 @@ def unequal(images, labels, g):
     return images[kept], labels[kept]
 
 
+MADE = {"colour": colour, "unequal": unequal}         # the few are MNIST's own
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=["colour", "few", "unequal"])
+    parser.add_argument("name", choices=["few", *MADE])
     parser.add_argument("file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data-root", default="data")
     options = parser.parse_args(argv)
     data = common.load_data("mnist", options.data_root)
+    if options.name == "few":
+        data.limit(3_000)
     packed = {}
     for which in ("", "test_"):
         images = getattr(data, f"{which}images")
         labels = getattr(data, f"{which}labels")
-        g = torch.Generator().manual_seed(options.seed)             # one order of class sizes
-        if options.name == "few" and not which:
-            images, labels = images[:3000].clone(), labels[:3000].clone()
-        elif options.name != "few":
-            images, labels = globals()[options.name](images, labels, g)
-        packed |= {f"{which}images": images, f"{which}labels": labels}
+        if options.name in MADE:
+            g = torch.Generator().manual_seed(options.seed)         # one order of class sizes
+            images, labels = MADE[options.name](images, labels, g)
+        packed[f"{which}images"] = images.clone()                   # a slice saves what it is of
+        packed[f"{which}labels"] = labels.clone()
     common.write_file(options.file, packed)
     shares = packed["labels"].bincount() / len(packed["labels"])
     print(f"{options.file}: {len(packed['images'])} images, classes' shares "
