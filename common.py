@@ -29,8 +29,10 @@ import time
 import warnings
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 # torch warns at import that numpy is absent, which nothing here needs. The filter goes again right
 # after, so that the warnings of the process are as torch leaves them.
@@ -837,6 +839,59 @@ def frechet_distance(a, b):
     return float(means + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
+@torch.no_grad()
+def encoding_scores(z, labels, test_z, test_labels):
+    """How well z (N, n) of training images tell the class of test images, by their labels, which no
+    GAN has seen: `knn_accuracy`, a vote of the 5 nearest in Euclidean distance (a tie goes to the
+    smaller class), and `probe_accuracy`, logistic regression with weight decay 1e-4, by L-BFGS."""
+    classes = int(torch.cat([labels, test_labels]).max()) + 1
+    square = z.square().sum(1)
+    votes = []
+    for part in test_z.split(250):
+        nearest = (2 * part @ z.T - square).topk(min(5, len(z))).indices        # by -distance^2
+        votes.append(F.one_hot(labels[nearest], classes).sum(1).argmax(1))
+    knn = (torch.cat(votes) == test_labels).float().mean()
+    weight = torch.zeros(z.shape[1], classes, device=z.device, requires_grad=True)
+    bias = torch.zeros(classes, device=z.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    @torch.enable_grad()
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(z @ weight + bias, labels) + 1e-4 * weight.square().sum()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    probe = ((test_z @ weight + bias).argmax(1) == test_labels).float().mean()
+    return {"knn_accuracy": float(knn), "probe_accuracy": float(probe)}
+
+
+def gaussian_mixture(points, count):
+    """A mixture of `count` Gaussians fitted to points (N, D) by k-means and then expectation
+    maximisation: weights (count,), means (count, D) and the Cholesky factors of their covariances
+    (count, D, D). The same each time; torch's random state stays as it was."""
+    points = points.float() if points.is_cuda else points.float().cpu()         # MPS may lack these
+    means = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count]]
+    for _ in range(10):
+        members = F.one_hot(torch.cdist(points, means).argmin(1), count).float()        # (N, count)
+        means = members.T @ points / members.sum(0).clamp(min=1)[:, None]
+    for _ in range(12):
+        sizes = members.sum(0).clamp(min=1e-6)
+        means = members.T @ points / sizes[:, None]
+        squares = torch.stack([(points * part[:, None]).T @ points for part in members.T])
+        covariances = squares / sizes[:, None, None] - means[:, :, None] * means[:, None]
+        ridge = 1e-3 * torch.eye(points.shape[1], device=points.device)
+        roots = torch.linalg.cholesky(covariances + ridge)
+        whiten = torch.linalg.inv(roots)
+        constant = sizes.log() - roots.diagonal(dim1=1, dim2=2).log().sum(1)
+        likely = []
+        for part in points.split(1000):
+            white = whiten @ part.T - whiten @ means[:, :, None]    # (count, D, .)
+            likely.append(constant - white.square().sum(1).T / 2)
+        members = torch.cat(likely).softmax(1)
+    return sizes / sizes.sum(), means, roots
+
+
 class Judge(nn.Module):
     """A small classifier that scores generated images; it never trains a GAN.
 
@@ -904,8 +959,9 @@ class Judge(nn.Module):
 
     def scores(self, data, model, latent):
         """`frechet`, of the samples that the model decodes from latents (N, .) to the test images;
-        `frechet_floor`, of training images to them; as many of each as there are of all three.
-        `judge_task`; `judge_accuracy` in it, on the test images."""
+        `frechet_floor`, of training images to them; as many of each as there are of all three, and
+        both NaN where the judge all but guesses. `judge_task`; `judge_accuracy` in it, on the test
+        images."""
         images, labels = data.test_images, data.test_labels
         n = min(len(latent), len(data.images), len(images))
         samples = in_batches(lambda part: self.features(model.decode(part)), latent[:n],
@@ -916,10 +972,12 @@ class Judge(nn.Module):
             images, labels = self.turned(images, torch.Generator().manual_seed(0))
         else:
             images, labels = labelled(images, labels)
-        guess = in_batches(self, images).argmax(1)
-        return {"frechet": frechet_distance(samples, test),
-                "frechet_floor": frechet_distance(floor, test), "judge_task": self.task,
-                "judge_accuracy": float((guess == labels).float().mean())}
+        right = float((in_batches(self, images).argmax(1) == labels).float().mean())
+        distances = [frechet_distance(part, test) for part in (samples, floor)]
+        if right < 1.2 * float(labels.bincount().max()) / len(labels):
+            distances = [math.nan, math.nan]           # the features of one that guesses
+        return {"frechet": distances[0], "frechet_floor": distances[1], "judge_task": self.task,
+                "judge_accuracy": right}
 
 
 # ---------------------------------------------------------------- pictures and page
@@ -937,6 +995,13 @@ def grid(images, columns, scale=None, border=1):
     _, c, h, w = pixels.shape
     picture = pixels.view(-1, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(-1, columns * w, c)
     return picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+
+
+def sheet(images, columns):
+    """Images (N, C, H, W) in [0, 1] as the picture of a Figure with sliders: without borders, and
+    averaged down where they have more than two million numbers."""
+    factor = math.ceil((images.numel() / 2e6) ** 0.5)
+    return grid(F.avg_pool2d(images, factor), columns, scale=1, border=0)
 
 
 def save_grid(images: Tensor | list[Tensor], path: str | Path, columns: int = 10) -> None:
@@ -978,35 +1043,123 @@ def png(picture):
             + chunk(b"IEND", b""))
 
 
+class Figure(NamedTuple):
+    """A picture of a run's page: uint8 (H, W, 1 or 3), its caption, labels of its rows and columns.
+    With `sliders`, name -> values, it is a sheet of cells of which the page shows one: a cell for
+    each choice of values, the last slider's side by side."""
+    picture: Tensor
+    caption: str
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    sliders: dict | None = None
+
+
+# What a page says of a score, the first first: its name, and what it means and what is good.
+MEANINGS = {
+    "accuracy": ("Classes found", "share of real test images that Q puts into the category of "
+                 "their class, one category a class; it says nothing of samples. MNIST: 0.99"),
+    "frechet": ("Fréchet distance", "of samples to test images, less is better; that of training "
+                "images is the floor below. MNIST, by default: InfoGAN 0.35, O-GAN 0.28"),
+    "frechet_floor": ("its floor", "of as many training images to the test images"),
+    "agreement": ("Class kept", "share of test images whose reconstruction the judge takes for the "
+                  "same class. MNIST: 0.98; chance 0.1"),
+    "reconstruction_error": ("Reconstruction error", "over that of the mean image; 0 is perfect, 1 "
+                             "no better than one image for all. MNIST: 0.17"),
+    "knn_accuracy": ("Class by neighbours", "accuracy of the 5 nearest codes. MNIST: 0.975"),
+    "rho": ("rho", "correlation of z and E(G(z)), at most 1. MNIST: 0.85"),
+    "mi_categorical": ("L_I of categories", "nats of each that can be read from a sample; at most "
+                       "its entropy, ln 10 = 2.30 for ten"),
+    "mi_continuous": ("L_I of continuous codes", "nats; 0 and below: not to be read. MNIST: 1.4"),
+    "nmi": ("NMI", "of categories and classes, 0 to 1"), "ari": ("ARI", "the same, by pairs"),
+    "probe_accuracy": ("Class by a linear probe", "of the codes. MNIST: 0.91"),
+}
+
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 1em }}
+body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 1em }}
 section {{ display: flex; flex-wrap: wrap; gap: 1.2em; align-items: start }}
-figure {{ margin: 0; max-width: min(100%, 530px) }} td {{ text-align: right }}
-img {{ max-width: 100%; image-rendering: pixelated }} svg {{ width: 240px; font-size: 12px }}
+figure {{ margin: 0; max-width: min(100%, 570px) }} td {{ text-align: right }}
+img {{ max-width: 100%; image-rendering: pixelated }} td {{ overflow-wrap: anywhere }}
+svg {{ width: min(480px, 100%); font-size: 12px }}
 th {{ text-align: left; font-weight: normal; color: #555; padding-right: 1em }}
+.what td {{ overflow-wrap: normal }}
+.what td + td {{ text-align: left; color: #555; padding-left: 1em }}
+.grid {{ display: grid; grid-template-columns: auto auto; font-size: 11px }}
+.rows, .columns {{ display: flex; justify-content: space-around }}
+.rows {{ flex-direction: column; text-align: right; padding-right: 4px }}
+.columns {{ grid-column: 2 }} .cell {{ overflow: hidden }} .cell img {{ max-width: none }}
+label {{ display: block }}
 </style><h1>{title}</h1>
-<h2>Pictures</h2><section>{figures}</section>
 <h2>Scores</h2>{scores}
+<h2>Pictures</h2><section>{figures}</section>
 <h2>Over training</h2><section>{curves}</section>
+<h2>All numbers</h2>{numbers}
 <h2>Configuration</h2>{configuration}
-</html>
+{script}</html>
 """
 
+SCRIPT = """<script>
+for (const sheet of document.querySelectorAll(".sheet")) {
+  const sliders = [...sheet.querySelectorAll("input")], image = sheet.querySelector("img");
+  const show = () => {
+    let cell = 0;
+    for (const slider of sliders) {
+      cell = cell * (Number(slider.max) + 1) + Number(slider.value);
+      slider.nextElementSibling.textContent = JSON.parse(slider.dataset.values)[slider.value];
+    }
+    const columns = Number(sliders.at(-1).max) + 1, {width, height} = sheet.dataset;
+    image.style.marginLeft = -width * (cell % columns) + "px";
+    image.style.marginTop = -height * Math.floor(cell / columns) + "px";
+  };
+  sliders.forEach(slider => slider.addEventListener("input", show));
+  show();
+}
+</script>
+"""
+COLOURS = ["#1f5fbf", "#d9480f", "#2b8a3e", "#862e9c", "#5c3d00", "#087f8c", "#c2255c", "#495057"]
 
-def curve(name, points):
-    """An inline SVG line of (epoch, value) points with its range and last value."""
-    xs, ys = zip(*points)
-    low, high = min(ys), max(ys)
-    dots = ""
-    for x, y in points:
-        right = 8 + 224 * (x - xs[0]) / max(xs[-1] - xs[0], 1)
-        dots += f" {right:.1f},{88 - 64 * (y - low) / ((high - low) or 1):.1f}"
-    return (f'<svg viewBox="0 0 240 110" role="img" aria-label="{name}">'
-            f'<text x="8" y="14">{name}: {ys[-1]:.4g}</text>'
-            f'<polyline points="{dots}" fill="none" stroke="#0a62c9" stroke-width="2"/>'
-            f'<text x="8" y="105">{low:.3g} to {high:.3g}, epoch {xs[0]} to {xs[-1]}</text></svg>')
+
+def chart(lines):
+    """An inline SVG of lines, name -> [(epoch, value), ..], with axes, ticks and a legend."""
+    xs, ys = zip(*(point for points in lines.values() for point in points))
+    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+
+    def place(x, y):
+        return (f"{50 + 260 * (x - left) / ((right - left) or 1):.1f},"
+                f"{170 - 150 * (y - low) / ((high - low) or 1):.1f}")
+
+    parts = ['<path d="M46 16V174H314" fill="none" stroke="#888"/>']
+    for value in (low, (low + high) / 2, high):
+        x, y = place(left, value).split(",")
+        parts.append(f'<text x="42" y="{float(y) + 4:.0f}" text-anchor="end">{value:.3g}</text>'
+                     f'<path d="M46 {y}H310" stroke="#eee"/>')
+    for value, anchor in ((left, "start"), (right, "end")):
+        parts.append(f'<text x="{place(value, low).split(",")[0]}" y="190" text-anchor="{anchor}">'
+                     f"epoch {value:g}</text>")
+    for i, (name, points) in enumerate(lines.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        dots = " ".join(place(x, y) for x, y in points)
+        parts.append(f'<polyline points="{dots}" fill="none" stroke="{colour}" stroke-width="2" '
+                     f'aria-label="{html.escape(name)}"/><text x="322" y="{24 + 17 * i}" '
+                     f'fill="{colour}">{html.escape(name)} {points[-1][1]:.4g}</text>')
+    return f'<svg viewBox="0 0 480 200" role="img">{"".join(parts)}</svg>'
+
+
+def charts(history):
+    """The curves of a run's lines: scores before losses, alike ones in one chart; without lines of
+    two epochs none."""
+    names = [name for name in dict.fromkeys(itertools.chain(*history))
+             if sum(isinstance(line.get(name), float) for line in history) > 1]
+    groups = [["accuracy", "nmi", "ari"], ["rho", "reconstruction_error"],
+              [name for name in names if name.startswith("loss_")], ["d_real", "d_fake"],
+              ["e_real", "e_fake"], ["avg_real", "std_real"]]
+    drawn = ""
+    for group in groups:
+        lines = {name: [(line["epoch"], line[name]) for line in history
+                        if isinstance(line.get(name), float)] for name in group if name in names}
+        drawn += chart(lines) if lines else ""
+    return drawn
 
 
 def table(items):
@@ -1021,20 +1174,53 @@ def table(items):
     return f"<table>{rows}</table>"
 
 
-def page(title, pictures, history, configuration):
-    """A run as one self-contained HTML page; pictures are name -> (PNG bytes, caption)."""
-    figures, curves = "", ""
-    for name, (image, caption) in pictures.items():
-        source = "data:image/png;base64," + base64.b64encode(image).decode()
-        figures += (f'<figure><img alt="{name}" src="{source}">'
-                    f"<figcaption><b>{name}.png</b> {caption}</figcaption></figure>")
-    for name in dict.fromkeys(itertools.chain(*history)):
-        lines = [line for line in history if isinstance(line.get(name), float)]
-        if lines:
-            curves += curve(html.escape(name), [(line["epoch"], line[name]) for line in lines])
+def explained(scores):
+    """The scores that have one of MEANINGS as an HTML table: name, value, what is good."""
+    rows = ""
+    for key, (name, meaning) in MEANINGS.items():
+        values = scores.get(key)
+        values = values if isinstance(values, list) else [values]
+        if key in scores and values:
+            shown = ", ".join("-" if value is None else f"{value:.4g}" for value in values)
+            rows += f'<tr title="{key}"><th>{name}<td>{shown}<td>{html.escape(meaning)}'
+    return f'<table class="what">{rows}</table>'
+
+
+def shown(name, image, figure):
+    """A Figure, of which `image` is the PNG, as HTML."""
+    source = "data:image/png;base64," + base64.b64encode(image).decode()
+    if figure.sliders is None:
+        rows, columns = ("".join(f"<span>{html.escape(text)}</span>" for text in labels)
+                         for labels in (figure.rows, figure.columns))
+        return (f'<figure><div class="grid"><div class="rows">{rows}</div><img alt="{name}" '
+                f'src="{source}"><div class="columns">{columns}</div></div>'
+                f"<figcaption><b>{name}.png</b> {figure.caption}</figcaption></figure>")
+    sizes = [len(values) for values in figure.sliders.values()]
+    height = figure.picture.shape[0] * sizes[-1] // math.prod(sizes)
+    width = figure.picture.shape[1] // sizes[-1]
+    zoom = max(1, 224 // max(height, width))
+    inputs = ""
+    for label, values in figure.sliders.items():
+        values = html.escape(json.dumps(values))
+        inputs += (f'<label>{html.escape(label)} <input type="range" max="{values.count(",")}" '
+                   f'value="{values.count(",") // 2}" data-values="{values}"> <output></output>'
+                   "</label>")
+    width, height = width * zoom, height * zoom
+    return (f'<figure class="sheet" data-width="{width}" data-height="{height}"><div class="cell" '
+            f'style="width:{width}px;height:{height}px"><img alt="{name}" src="{source}" '
+            f'style="width:{width * sizes[-1]}px"></div>{inputs}'
+            f"<figcaption>{figure.caption}</figcaption></figure>")
+
+
+def page(title, figures, history, configuration):
+    """A run as one self-contained HTML page; figures are name -> (PNG bytes, Figure), history the
+    lines of metrics.jsonl."""
+    drawn = [shown(name, image, figure) for name, (image, figure) in figures.items()]
     scores = history[-1] if history else {}
-    return PAGE.format(title=html.escape(title), figures=figures, curves=curves,
-                       scores=table(scores), configuration=table(configuration))
+    sheets = any(figure.sliders for _, figure in figures.values())
+    return PAGE.format(title=html.escape(title), scores=explained(scores), figures="".join(drawn),
+                       curves=charts(history), numbers=table(scores),
+                       configuration=table(configuration), script=SCRIPT if sheets else "")
 
 
 # ---------------------------------------------------------------- options and device
@@ -1405,6 +1591,36 @@ def average_gradients(optimizer, *_):
 
 # ---------------------------------------------------------------- the run
 
+class Pace:
+    """When the line of a loop is due, twice a second on a terminal and else after `quiet` seconds,
+    and its rate over the last minute."""
+
+    def __init__(self, quiet):
+        self.interval = 0.5 if sys.stdout.isatty() else quiet
+        self.marks = [(time.perf_counter(), 0)]        # when which step was shown
+
+    def due(self, step, steps):
+        """Whether to show that so many steps of all are done; on a terminal always the last."""
+        now = time.perf_counter()
+        last = step == steps and sys.stdout.isatty()
+        if not last and now - self.marks[-1][0] <= self.interval:
+            return False
+        self.marks.append((now, step))
+        while len(self.marks) > 2 and self.marks[1][0] < now - 60:
+            self.marks.pop(0)
+        return True
+
+    def rate(self):
+        """Steps a second."""
+        (before, first), (now, last) = self.marks[0], self.marks[-1]
+        return (last - first) / (now - before)
+
+    def left(self, steps):
+        """The time that is left until so many are done, as a text."""
+        seconds = (steps - self.marks[-1][1]) / self.rate()
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} left"
+
+
 class Run:
     """A run: its device, data and folder, and the loop around the training step.
 
@@ -1483,7 +1699,10 @@ class Run:
                       "torch": str(torch.__version__), "python": platform.python_version(),
                       "image_shape": list(self.data.shape), "parameters": weights}
         print(f"{method}: {len(self.data.images)} images of {self.data.name} {self.data.shape}, on "
-              f"{self.device} in {self.config.precision}, into {self.folder}", flush=True)
+              f"{self.device} in {self.config.precision}, into {self.folder}\n"
+              f"{self.config.epochs} epochs of {self.steps} updates, "
+              f"{self.config.epochs * self.steps} in all; the default is about "
+              f"{type(self.config)().updates}", flush=True)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
         threads, cores = self.about["threads"], os.cpu_count()
         if threads > 1 and load + threads > cores + 0.5 and self.device.type == "cpu":
@@ -1535,22 +1754,32 @@ class Run:
         epochs = min(math.ceil(100 / self.steps), self.config.epochs - self.epoch)
         steps = epochs * self.steps
         self.names, self.sums = [], 0
-        began = shown = time.perf_counter()
-        interval = 0.5 if sys.stdout.isatty() else self.QUIET
+        began = time.perf_counter()
+        pace = Pace(self.QUIET)
         for step in range(steps):
             if step % self.steps == 0:
                 order = torch.randperm(len(images), device=self.device)
                 share(order)
             first = step % self.steps * self.size + self.rank * part
             yield images[order[first:first + part]]
-            last = step + 1 == steps and sys.stdout.isatty()
-            if last or time.perf_counter() - shown > interval:
-                shown = time.perf_counter()
-                self._show_progress(step + 1, steps, shown - began)
+            if pace.due(step + 1, steps):
+                self._show_progress(step + 1, steps, pace)
         means = self._means(steps)                     # waits for the device: the clock is honest
         seconds = time.perf_counter() - began
         self.means = means | {"seconds": seconds, "images_per_second": steps * self.size / seconds}
         self.ended = self.epoch + epochs
+
+    def progress(self, what):
+        """A function of (done, steps) that shows now and then how far a loop beside the epochs is,
+        on a line of its own."""
+        pace = Pace(self.QUIET)
+        end = "" if sys.stdout.isatty() else "\n"
+
+        def show(done, steps):
+            if pace.due(done, steps):
+                clear = "\r\033[K" if end == "" else ""
+                print(f"{clear}{what} {done / steps:4.0%}  {pace.left(steps)}", end=end, flush=True)
+        return show
 
     def log(self, values):
         """Add what a step returned, a dict of 0-d tensors; on their device until a report."""
@@ -1569,14 +1798,13 @@ class Run:
                     "learning rates, or --precision fp32")
         return means
 
-    def _show_progress(self, step, steps, seconds):
+    def _show_progress(self, step, steps, pace):
         means = "  ".join(f"{name} {mean:.3f}" for name, mean in self._means(step).items())
-        left = seconds / step * ((self.config.epochs - self.epoch) * self.steps - step)
+        left = pace.left((self.config.epochs - self.epoch) * self.steps)
         epoch, done = divmod(step - 1, self.steps)
         line = (f"epoch {self.epoch + epoch + 1}/{self.config.epochs} "
                 f"{(done + 1) / self.steps:4.0%}  {means}  "
-                f"{step * self.size / seconds:.0f} images/s  {left // 60:.0f}:{left % 60:02.0f} "
-                "left")
+                f"{pace.rate() * self.size:.0f} images/s  {left}")
         if sys.stdout.isatty():
             print(f"\r\033[K{line}", end=", scoring" if step == steps else "", flush=True)
         else:
@@ -1587,8 +1815,8 @@ class Run:
         score named `best` was least; the metrics have its number, best_epoch.
 
         scores, a dict for JSON, join the line of the epoch that has ended; where none has, of the
-        one before. figures are pictures by name, (uint8 (H, W, 1 or 3), caption), `samples` among
-        them; the samples of epochs 0, 1, 2, 4, 8 .. stay as files of their own.
+        one before. figures are Figures by name, `samples` among them; those without sliders become
+        files, and the samples of epochs 0, 1, 2, 4, 8 .. stay as files of their own.
         """
         scores = defined(scores)
         ended = self.means is not None
@@ -1613,9 +1841,10 @@ class Run:
             if ended and least is self.history[-1]:
                 write_file(self.folder / "best.pt", samples)
             self.history[-1]["best_epoch"] = least["epoch"]
-        pictures = {name: (png(picture), caption) for name, (picture, caption) in figures.items()}
-        for name, (image, _) in pictures.items():
-            write_file(self.folder / f"{name}.png", image)
+        pictures = {name: (png(figure.picture), figure) for name, figure in figures.items()}
+        for name, (image, figure) in pictures.items():
+            if figure.sliders is None:
+                write_file(self.folder / f"{name}.png", image)
         if first:                                                   # 0, 1, 2, 4, 8 .. or the next
             write_file(self.folder / f"samples-{self.epoch}.png", pictures["samples"][0])
         lines = [json.dumps(line) + "\n" for line in self.history]
@@ -1634,12 +1863,14 @@ class Run:
             print(f"{clear}{when}  {brief(self.history[-1] if ended else scores)}", flush=True)
         for key, value in scores.items():
             if value is None:
-                print(f"{key} is not defined here: the images are too few, or all alike")
+                print(f"{key} is not defined here: images too few, all alike, or a judge that "
+                      "cannot tell them")
 
     def _page(self, pictures):
         early = [path for path in self.folder.glob("samples-*.png") if path.stem[8:].isdigit()]
         for path in sorted(early, key=lambda path: int(path.stem[8:])):
-            pictures[path.stem] = path.read_bytes(), f"Samples, epoch {path.stem[8:]}."
+            figure = Figure(None, f"Samples, epoch {path.stem[8:]}.")
+            pictures[path.stem] = path.read_bytes(), figure
         shown = self.about | {"data": self.data.name}
         for private in ("data_root", "out", "from_", "resume"):
             del shown[private]

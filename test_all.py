@@ -414,6 +414,32 @@ def test_warp_stays_within_its_bounds():
     assert torch.allclose(infogan.warp(grey), grey)                  # no foreign colour comes in
 
 
+def test_restyled_changes_what_it_says():
+    """Slant and stroke width of bars, before and after, as `measure_strokes` has them."""
+    torch.manual_seed(0)
+    for h, w, reach in ((28, 28, 1), (32, 64, 2), (64, 28, 2)):
+        bar = torch.zeros(400, 2, h, w)
+        bar[..., 6:h - 6, w // 2 - 4:w // 2 + 4] = 1
+        changed, change = infogan.restyled(bar)
+        assert changed.shape == bar.shape and changed.min() >= 0 and changed.max() <= 1
+        assert change.shape == (400, 2) and change.amax(0).gt(torch.tensor([0.58, 0.97])).all()
+        assert change.amin(0).lt(torch.tensor([-0.58, -0.97])).all() and change.abs().max() <= 1
+        assert abs(float(torch.corrcoef(change.T)[0, 1])) < 0.15
+        strokes = study.measure_strokes(changed)
+        assert (strokes["slant"] - change[:, 0] / 2).abs().max() < 0.06         # twice the slant
+        upright = change[:, 0].abs() < 0.05        # its middle row, by the area of a pixel's change
+        middle = changed[:, 0, h // 2].sum(1)
+        assert torch.allclose(middle[upright], (8 + 2 * reach * change[:, 1])[upright], atol=0.1)
+    still, change = infogan.restyled(bar, lean=0.0)
+    assert change[:, 0].eq(0).all()
+    assert not torch.equal(still, infogan.restyled(bar, lean=0.0)[0])
+    grey = torch.full((50, 3, 16, 24), 0.4)
+    assert torch.allclose(infogan.restyled(grey)[0], grey)
+    with torch.autocast("cpu", torch.bfloat16):    # neither rounded under autocast nor in double
+        assert infogan.restyled(bar[:3])[0].dtype == torch.float32
+    assert infogan.restyled(bar[:3].double())[0].dtype == torch.float64
+
+
 def contrast_oracle(images):
     """By torch.linalg.eigh, image by image, in float64."""
     views = []
@@ -626,7 +652,7 @@ def test_the_model_says_on_which_device_a_step_is_made():
     model = infogan.InfoGAN(width=2)
     data = common.Data("x", images.to("meta"), None, images, None)
     assert len(infogan.scores(model, data, samples=20)["mi_continuous"]) == 2
-    assert infogan.figures(model)["samples"][0].float().std() > 0
+    assert infogan.figures(model)["samples"].picture.float().std() > 0
 
 
 def test_warm_up_finds_classes_and_how_often_they_come():
@@ -668,8 +694,8 @@ def recorded_step(module, model, d_parameters, real, **options):
 
 def test_infogan_step_gives_each_player_its_own_gradient():
     """By autograd through (6), written out once more."""
-    pairs = common.draw_digits(32)[0].view(16, 2, 28, 28).float() / 255
-    ones, zeros = torch.ones(16), torch.zeros(16)
+    pairs = common.draw_digits(32)[0].view(16, 2, 28, 28).double() / 255
+    ones, zeros = torch.ones(16).double(), torch.zeros(16).double()
     bce = F.binary_cross_entropy_with_logits
     cases = [
         # options of the model, those of the step
@@ -680,6 +706,8 @@ def test_infogan_step_gives_each_player_its_own_gradient():
         ({"categorical": (4, 3)}, {"invariance": 0.0}),
         ({"categorical": ()}, {"lambda_continuous": 1.0}),
         ({"continuous": 0}, {"batch_mix": 0.5}),
+        ({"continuous": 1, "code_range": 2.0}, {"naming": 0.7}),
+        ({"continuous": 3}, {"naming": 0.0}),
         ({"trunk": "shared"}, {}),
         ({"trunk": "shared", "categorical": (4, 3)}, {"invariance": 0.0, "batch_mix": 0.25}),
         ({"trunk": "detached"}, {"invariance": 3.0}),
@@ -689,17 +717,17 @@ def test_infogan_step_gives_each_player_its_own_gradient():
         options = {"shape": (2, 28, 20), "categorical": (4,), "width": 2} | options
         real = F.interpolate(pairs, options["shape"][1:])
         torch.manual_seed(0)
-        model = infogan.InfoGAN(**options).train()
+        model = infogan.InfoGAN(**options).double().train()
         sizes, trunk, own = model.categorical, model.trunk, model.q_trunk is not None
-        shares = [torch.full((k,), 1 / k) for k in sizes]
+        shares = [torch.full((k,), 1 / k).double() for k in sizes]
         if model.unequal and sizes:
-            shares[0] = torch.tensor([0.4, 0.3, 0.2, 0.1])
+            shares[0] = torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
             model.shares.copy_(shares[0])
         seen, g_seen, losses = recorded_step(infogan, model, model.d_parameters(), real, **given)
         for p, grad in zip(model.d_parameters(), seen):
             assert p.grad.equal(grad)              # G's update adds nothing to D's
         given = {"lambda_categorical": 1.0, "lambda_continuous": 0.1, "invariance": 10.0,
-                 "batch_mix": 0.25 if real.shape[2] == 40 else 0.0} | given
+                 "naming": 5.0, "batch_mix": 0.25 if real.shape[2] == 40 else 0.0} | given
 
         latent = model.sample_latent(16)
         target = model.split_latent(latent)
@@ -712,9 +740,9 @@ def test_infogan_step_gives_each_player_its_own_gradient():
             other = model.d_trunk(torch.cat([real[:n], fake[n:]]))
             return torch.cat([other[:n], one[n:]]), torch.cat([one[:n], other[n:]])
 
-        def information(logits, moments, target=target, given=given, shares=shares):
+        def information(logits, moments, target=target, given=given, shares=shares, model=model):
             """Equation 5, weighted, of what is predicted of logits and of moments, if any are."""
-            total = torch.zeros(())
+            total = torch.zeros((), dtype=torch.float64)
             for part, onehot, share in zip(logits, target.categorical, shares):
                 likelihood = torch.distributions.Categorical(logits=part).log_prob(onehot.argmax(1))
                 prior = torch.distributions.Categorical(share)
@@ -722,7 +750,7 @@ def test_infogan_step_gives_each_player_its_own_gradient():
             if moments is not None:
                 mean, std = moments.chunk(2, 1)
                 code = torch.distributions.Normal(mean, F.softplus(std) + 0.01)
-                gained = code.log_prob(target.continuous).mean(0) + math.log(2)
+                gained = code.log_prob(target.continuous).mean(0) + math.log(2 * model.code_range)
                 total += given["lambda_continuous"] * gained.sum()
             return total
 
@@ -750,9 +778,24 @@ def test_infogan_step_gives_each_player_its_own_gradient():
         real_logit, fake_logit = model.d_head(of_real), model.d_head(of_fake)
         game = bce(real_logit, ones) + bce(fake_logit, zeros)
         told = information(*read_off(of_fake.detach() if trunk == "detached" else of_fake))
+        naming = 0                                 # of every other real image
+        assert ("loss_naming" in losses) == (given["naming"] > 0 and model.continuous > 0)
+        if "loss_naming" in losses:
+            changed, change = infogan.restyled(real[::2])
+            two = of_real, model.d_trunk(changed)
+            if trunk == "detached":
+                two = [part.detach() for part in two]
+            before, after = [read_off(part)[1][:, :model.continuous] for part in two]
+            before = before[::2]
+            codes = range(min(2, model.continuous))
+            for i, j in itertools.product(range(8), codes):
+                miss = (after - before)[i, j] / model.code_range - change[i, j]
+                huber = miss**2 / 2 if miss.abs() < 1 else miss.abs() - 0.5
+                naming += given["naming"] * huber / 8 / len(codes)
+            assert torch.allclose(losses["loss_naming"], naming, atol=1e-5)
         ours = [p for name, p in named.items() if name.startswith(("d_", "code_"))]
         assert len(ours) == len(seen)
-        for grad, a in zip(seen, gradients(game - told, ours)):
+        for grad, a in zip(seen, gradients(game - told + naming, ours)):
             assert close(grad, a)
         assert torch.allclose(losses["loss_d"], game)
         assert torch.allclose(losses["d_real"], (1 / (1 + (-real_logit).exp())).mean())
@@ -836,7 +879,7 @@ def test_swapped_weights_change_the_losses():
     """Each pair of a step's numbers, at values of its own: none is taken for another."""
     numbers = {
         infogan: {"lambda_categorical": 0.7, "lambda_continuous": 0.2, "batch_mix": 0.5,
-                  "invariance": 3.0},
+                  "invariance": 3.0, "naming": 6.0},
         ogan: {"rho_weight": 1.5, "rho_generator": 0.25, "codes": 0.75, "decorrelation": 0.6,
                "batch_mix": 0.5},
     }
@@ -1017,14 +1060,14 @@ def test_encoding_scores():
     labels, test_labels = torch.randint(4, (400,)), torch.randint(4, (100,))
     codes = centres[labels] + torch.randn(400, 8) * 3
     test = centres[test_labels] + torch.randn(100, 8) * 3
-    found = ogan.encoding_scores(codes, labels, test, test_labels)
+    found = common.encoding_scores(codes, labels, test, test_labels)
     votes = labels[torch.cdist(test, codes).argsort(1)[:, :5]]
     right = 0
     for vote, label in zip(votes, test_labels):
         right += int(torch.bincount(vote, minlength=4).argmax()) == int(label)
     assert abs(found["knn_accuracy"] - right / 100) < 1e-6
     assert found["probe_accuracy"] > 0.9
-    shuffled = ogan.encoding_scores(codes, labels[torch.randperm(400)], test, test_labels)
+    shuffled = common.encoding_scores(codes, labels[torch.randperm(400)], test, test_labels)
     assert shuffled["probe_accuracy"] < 0.5
 
 
@@ -1048,6 +1091,15 @@ def test_a_judge_without_labels_learns_which_way_up_images_are():
         assert found["judge_task"] == "orientation"
         assert found["judge_accuracy"] > 0.5       # by chance 0.25
         assert worse["frechet"] > found["frechet"]
+        noise = torch.randint(256, (1500, 1, 8, 8), dtype=torch.uint8)
+        for labels in (None, (torch.arange(1500) % 10 > 8).long()):             # nine in ten alike
+            parts = (None, None) if labels is None else (labels[:1200], labels[1200:])
+            data = common.Data("x", noise[:1200], parts[0], noise[1200:], parts[1])
+            judge = common.Judge.for_data(data)
+            with mock.patch.object(model, "decode", lambda part: noise[part].float() / 255):
+                found = judge.scores(data, model, torch.arange(300))
+            assert found["judge_accuracy"] < (0.3 if labels is None else 0.95)  # it guesses
+            assert math.isnan(found["frechet"]) and math.isnan(found["frechet_floor"])
 
 
 def test_a_judge_is_the_same_each_time_and_leaves_the_random_state_alone():
@@ -1157,14 +1209,16 @@ def test_measured_strokes_follow_the_drawn_factors():
 
 
 def test_measures_of_a_run_folder():
-    with folder():
+    with folder() as (_, out, _):
         small_data()
         run("infogan", "--continuous", 1)
         found = study.measures("run")
         assert set(found) == {"frechet_doubled", "effect", "carried"}
         assert set(found["effect"]) == {"c2"} and set(found["carried"]) == {"c1", "c2"}
         run("ogan", "--out", "other")
-        assert study.measures("other") == {}
+        assert set(study.measures("other")) == {"frechet_prior"}
+        study.main(["other"])                      # with the scores in its metrics
+        assert '"reconstruction_error"' in out.getvalue()
         found = study.judges(["run", "other"])
         assert len(found["classes"]) == len(found["orientation"]) == 2
         assert min(found["classes"] + found["orientation"]) > 0
@@ -1426,7 +1480,7 @@ def test_digits_are_reproducible_and_readable():
     assert 0.05 < flat.mean() < 0.3                # ink is sparse
     for border in (images[:, :, 0], images[:, :, :, 0]):
         assert border.float().mean() < 12          # and stays inside the frame
-    found = ogan.encoding_scores(flat[:2500], labels[:2500], flat[2500:], labels[2500:])
+    found = common.encoding_scores(flat[:2500], labels[:2500], flat[2500:], labels[2500:])
     assert found["knn_accuracy"] > 0.9, found
 
 
@@ -1818,6 +1872,45 @@ def test_ogan_shapes_and_interpolation():
     assert torch.allclose(frames[[0, -1]], ends, atol=1e-5)
 
 
+def test_samples_are_drawn_from_the_mixture_fitted_to_codes():
+    """Three clusters of codes, known apart, and what is drawn once they are found."""
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[8.0, 0, 0], [0, 8, 0], [0, 0, 8]])
+    shapes = torch.tensor([[[1.0, 0, 0], [0.9, 0.2, 0], [0, 0, 0.5]],
+                           [[0.3, 0, 0], [0, 0.3, 0], [0, 0, 2.0]],
+                           [[0.5, 0, 0], [0, 1.5, 0], [0.2, 0, 0.4]]])
+    of = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), 6000, True, generator=rng)
+    z = centres[of] + (shapes[of] @ torch.randn(6000, 3, 1, generator=rng))[:, :, 0]
+    model = ogan.OGAN(latent=3, width=2, components=30)
+    same = ogan.OGAN(latent=3, width=2, components=0)
+    before = model.sample_latent(4, torch.Generator().manual_seed(1), fitted=True)
+    plain = model.sample_latent(4, torch.Generator().manual_seed(1))
+    assert torch.allclose(before, plain)           # N(0, I) until it is fitted
+    state = torch.get_rng_state()
+    with mock.patch.object(ogan.OGAN, "encode", lambda self, part: z[part.long()]):
+        model.fit_mixture(torch.arange(199))       # too few
+        assert torch.equal(model.means, torch.zeros(30, 3))
+        for at_most, components in ((900, 4), (6000, 30)):
+            model.fit_mixture(torch.arange(6000), most=at_most)
+            assert int((model.weights > 0).sum()) == components
+            assert abs(float(model.weights.sum()) - 1) < 1e-5
+        same.fit_mixture(torch.arange(6000))
+    assert torch.equal(torch.get_rng_state(), state)
+    drawn = model.sample_latent(20_000, torch.Generator().manual_seed(2), fitted=True)
+    nearest = torch.cdist(drawn, centres).argmin(1)
+    for i in range(3):                             # each cluster as it was: share, mean, covariance
+        ours, theirs = drawn[nearest == i], z[of == i]
+        assert abs(len(ours) / 20_000 - len(theirs) / 6000) < 0.02
+        assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.1
+        assert (torch.cov(ours.T) - torch.cov(theirs.T)).abs().max() < 0.15
+    assert same.sample_latent(4, torch.Generator().manual_seed(1), fitted=True).equal(plain)
+    shown = []
+    with mock.patch.object(ogan.OGAN, "decode", lambda self, part: shown.append(part)):
+        model.sample(5, torch.Generator().manual_seed(3))
+    assert shown[0].equal(model.sample_latent(5, torch.Generator().manual_seed(3), fitted=True))
+    assert model.half().sample_latent(3, fitted=True).dtype == torch.float16
+
+
 def test_truncation_scales_what_is_reconstructed():
     model = ogan.OGAN(latent=8, width=2, truncation=0.5).eval()
     images = torch.rand(4, 1, 28, 28)
@@ -2194,7 +2287,7 @@ def test_networks_have_the_papers_sizes():
 
 KEYS = {
     "infogan": {"accuracy", "nmi", "ari", "confusion", "mi_categorical", "mi_categorical_ceiling",
-                "mi_continuous", "shares", "loss_invariance", "d_real", "d_fake"},
+                "mi_continuous", "shares", "loss_invariance", "loss_naming", "d_real", "d_fake"},
     "ogan": {"rho", "knn_accuracy", "probe_accuracy", "agreement", "reconstruction_error", "e_real",
              "e_fake"},
 }
@@ -2231,10 +2324,18 @@ def test_a_run_leaves_everything():
                 picture = Path(f"run/{name}.png").read_bytes()
                 assert decode_png(picture).float().std() > 0
                 assert base64.b64encode(picture).decode() in page
-            assert page.count("data:image/png;base64,") == len(names)
+            sheets = 1 if method == "infogan" else 2
+            assert page.count("data:image/png;base64,") == len(names) + sheets
+            assert page.index("<h2>Scores") < page.index("<h2>Pictures")
+            assert page.count('title="frechet"') == 1
+            if method == "infogan":                # each category, and the class of most in it
+                for k, line in enumerate(lines[-1]["confusion"]):
+                    of = f" ({line.index(max(line))})" if any(line) else ""
+                    label = f"<span>{k}{of}</span>"
+                    assert page.count(label) == 3, label            # traversal, c2, c3
             for key in ("d_real", "d_fake") if method == "infogan" else ("e_real", "e_fake"):
                 assert f'aria-label="{key}"' in page
-            assert "<script" not in page
+            assert page.count("<script") == 1      # that of the sliders
             outside = r"""(src|href)\s*=\s*(?!["']?data:)|@import|url\(|https?:"""
             assert not re.search(outside, page)
             for line in ("epoch 1/3", "epoch 2/3", "epoch 3/3"):
@@ -2245,6 +2346,59 @@ def test_a_run_leaves_everything():
             average = checkpoint("run")["parts"]["average"]
             for name, value in model.state_dict().items():
                 assert value.equal(average[f"model.{name}"])
+
+
+def cells(figure, zoom=1):
+    """The cells of a Figure with sliders, and their choices of values, in order."""
+    sizes = [len(values) for values in figure.sliders.values()]
+    columns, rows = sizes[-1], math.prod(sizes[:-1])
+    h, w, c = figure.picture.shape
+    sheet = figure.picture.view(rows, h // rows, columns, w // columns, c).transpose(1, 2)
+    return sheet.flatten(0, 1), list(itertools.product(*figure.sliders.values()))
+
+
+def test_sheets_show_what_their_sliders_say():
+    torch.manual_seed(0)
+    for options in ({}, {"categorical": (4, 3)}, {"categorical": ()}, {"continuous": 1},
+                    {"shape": (3, 64, 32), "code_range": 0.5}):
+        model = infogan.InfoGAN(**options, width=2).eval()
+        drawn = infogan.figures(model)
+        images, choices = cells(drawn["codes"])
+        assert len(images) == len(choices) > 25
+        first = model.categorical[0] if model.categorical else 10
+        ends = 2 * model.code_range
+        for i in (0, 7, len(choices) - 1):
+            values = [float(value) for value in choices[i]]
+            assert values[0] == i * first // len(choices)
+            assert len(values) == 1 + model.continuous
+            assert max(map(abs, values[1:])) <= ends
+        where = dict(zip(choices, images))
+        low, high = (list(drawn["codes"].sliders["c2" if len(model.categorical) == 1 else
+                          f"c{len(model.categorical) + 1}"])[i] for i in (0, -1))
+        assert (float(low), float(high)) == (-ends, ends)
+        if not options:                            # cell by cell, as the model draws it
+            rng = torch.Generator().manual_seed(1)
+            model.sample_latent(100, rng=rng)
+            noise = model.sample_latent(10, rng=rng)[0, :62]
+            latent = torch.cat([noise, F.one_hot(torch.tensor(3), 10), torch.tensor([2.0, -1.0])])
+            image = (model.decode(latent[None]) * 255).round().byte()[0, 0]
+            assert (where["3", "2", "-1"][..., 0].int() - image.int()).abs().max() <= 1
+    assert "codes" not in infogan.figures(infogan.InfoGAN(continuous=0, width=2))
+    model = ogan.OGAN(latent=6, width=2).eval()
+    data = common.Data("x", common.draw_digits(40)[0], None, common.draw_digits(30)[0], None)
+    images, choices = cells(ogan.figures(model, data)["directions"])
+    assert len(images) == len(choices) == 8 * 4 * 9
+    large = torch.rand(4, 3, 1000, 500)            # averaged down to two million numbers
+    assert common.sheet(large, 2).shape == (2 * 500, 2 * 250, 3)
+    still = dict(zip(choices, images))["3", "1", "0"][..., 0]       # not moved: the reconstruction
+    again = (model.reconstruct(data.test_images[2:3]) * 255).round().byte()[0, 0]
+    assert (still.int() - again.int()).abs().max() <= 1
+    frames, choices = cells(ogan.figures(model, data)["between"])
+    assert choices[-1] == ("8 and 9", "9")
+    end = (model.reconstruct(data.test_images[8:9]) * 255).round().byte()[0, 0]
+    assert (frames[-1, ..., 0].int() - end.int()).abs().max() <= 1
+    one = ogan.figures(model, common.Data("x", data.images, None, data.images[:1], None))
+    assert one["directions"].picture.float().isfinite().all()
 
 
 def test_the_samples_of_early_epochs_stay():
@@ -2261,7 +2415,7 @@ def test_the_samples_of_early_epochs_stay():
         assert kept == [f"samples-{epoch}.png" for epoch in (0, 1, 2, 4)]
         assert early["samples-0.png"] != early["samples-1.png"]
         assert contents("run")["samples-4.png"] == contents("whole")["samples-4.png"]
-        assert Path("run/index.html").read_text().count("data:image/png") == 3 + 4
+        assert Path("run/index.html").read_text().count("data:image/png") == 3 + 4 + 2
 
 
 def test_training_from_python_gives_the_model_and_keeps_the_config():
@@ -2402,7 +2556,7 @@ def test_without_labels_what_needs_them_is_left_out():
             run(method)
             last = metrics("run")[-1]
             assert gone not in last
-            assert last["judge_task"] == "orientation" and last["frechet"] > 0
+            assert last["judge_task"] == "orientation" and "frechet" in last
             assert "no labels" in out.getvalue()
 
 
@@ -2596,11 +2750,29 @@ def test_pages_and_lines_of_long_and_late_runs():
         small_data()
         run("ogan", "--epochs", 0)
         run("ogan", "--resume", "run", "--epochs", 1)
+        assert "<svg" not in Path("run/index.html").read_text()     # one epoch is no curve
+        run("ogan", "--resume", "run", "--epochs", 2)
         assert 'aria-label="loss_e"' in Path("run/index.html").read_text()
         with mock.patch.object(common.Run, "QUIET", 0):
             run("ogan", "--out", "long")
         assert out.getvalue().count("epoch 1/1  20%") == 1
         assert "left" in out.getvalue()
+        clock = [0.0]
+
+        def log(self, values, clock=clock, real=common.Run.log):    # a slow step, four fast ones
+            real(self, values)
+            clock[0] += 30.0 if clock[0] else 100.0
+
+        with mock.patch.object(common.Run, "QUIET", 0), mock.patch.object(common.Run, "log", log), \
+                mock.patch.object(common.time, "perf_counter", lambda: clock[0]):
+            run("ogan", "--out", "slow")
+        line = next(line for line in out.getvalue().splitlines()[::-1] if " 80%" in line)
+        assert line.endswith(" 1 images/s  0:30 left"), line        # as in the last minute
+        with mock.patch.object(common.Run, "QUIET", 0):
+            infogan.main(["--data", "small.pt", "--width", "2", "--batch-size", "32", "--epochs",
+                          "1", "--warm-up", "12", "--out", "warm"])
+        assert re.search(r"^warming up  50%  \d+:\d\d left$", out.getvalue(), re.M)
+        assert "1 epochs of 5 updates, 5 in all; the default is about 1900" in out.getvalue()
 
 
 # ---------------------------------------------------------------- faults
@@ -3134,12 +3306,12 @@ FLAGS = {   # every flag of both methods at a value of its own
         "--lambda-continuous 1", "--trunk shared", "--trunk detached",
         "--lr-discriminator 0.001", "--lr-generator 0.002", "--invariance 0", "--init normal",
         "--average 0", "--average 0.2", "--categorical 6 --continuous 1 --code-range 3",
-        "--warm-up 0", "--no-colour-blind", "--no-unequal",
+        "--warm-up 0", "--no-colour-blind", "--no-unequal", "--naming 0",
         "--batch-mix 0.3", "--categorical 4 4 --continuous 0 --trunk detached"],
     "ogan": [
         "--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network",
         "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
-        "--lr-generator 0.002", "--average 0", "--average 0.2", "--codes 0",
+        "--lr-generator 0.002", "--average 0", "--average 0.2", "--codes 0", "--components 3",
         "--decorrelation 0",
         "--batch-mix 0", "--init normal", "--optimizer rmsprop", *GANS],
 }
@@ -3216,11 +3388,12 @@ def test_recipe_paper_is_the_paper():
                   "continuous": 2, "code_range": 1.0, "lr_discriminator": 2e-4,
                   "lr_generator": 1e-3, "lambda_categorical": 1.0, "invariance": 0.0,
                   "average": 0.0, "init": "normal", "trunk": "shared", "epochs": 11,
-                  "batch_mix": 0.0, "warm_up": 0, "unequal": False},
+                  "batch_mix": 0.0, "warm_up": 0, "naming": 0.0, "unequal": False},
         ogan: {"width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
                "truncation": 1.0, "gan_loss": "qp", "critic": "avg", "latent_loss": "pearson",
                "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4, "average": 0.0,
-               "codes": 0.0, "decorrelation": 0.0, "batch_mix": 0.0, "init": "normal"},
+               "codes": 0.0, "decorrelation": 0.0, "batch_mix": 0.0, "init": "normal",
+               "components": 0},
     }
     for module, values in expected.items():
         assert values.items() <= vars(module.Config.paper()).items()
@@ -3433,8 +3606,44 @@ def test_a_study_is_plotted():
         lines = re.findall(r'points="([^"]*)"', Path("s-rho.svg").read_text())
         corners = ["60,220.0 260,30.0 460,125.0", "60,220.0 460,125.0", "60,220.0 460,77.5"]
         assert lines == corners                                   # two runs, and their mean
-        for words in (["plot", "s.json", "loss"], ["plot", "s.json"], ["plot", "t.json", "rho"]):
+        record["runs"] = {"a": {"0": {"x": 0.0, "y": [2.0]}, "1": {"x": 1.0, "y": [4.0]}},
+                          "b": {"0": {"x": 0.25, "y": [3.0]}, "1": {"y": [9.0]}}}
+        Path("s.json").write_text(json.dumps(record))
+        study.main(["dots", "s.json", "x"])
+        study.main(["dots", "s.json", "x", "y.0"])
+        places = [re.findall(r'cx="([^"]*)" cy="([^"]*)"', Path(f"s-{name}.svg").read_text())
+                  for name in ("x", "x-y.0")]
+        assert places == [[("70.0", "38.0"), ("450.0", "38.0"), ("165.0", "62.0")],
+                          [("70.0", "240.0"), ("450.0", "40.0"), ("165.0", "140.0")]]
+        for words in (["plot", "s.json", "loss"], ["plot", "s.json"], ["plot", "t.json", "rho"],
+                      ["dots", "s.json", "z"], ["dots", "s.json"], ["dots", "s.json", "x", "z"]):
             refused(lambda words=words: study.main(words))
+
+
+def test_runs_are_compared_on_one_page():
+    with folder() as (_, out, _):
+        lines = {"a<b": [{"epoch": 1, "rho": 0.5}, {"epoch": 2, "rho": 0.25, "frechet": None}],
+                 "c": [{"epoch": 1, "rho": 0.1, "frechet": 3.0},
+                       {"epoch": 3, "rho": 0.2, "frechet": 1.25, "data": "<mnist>"}]}
+        for name, history in lines.items():
+            Path(name).mkdir()
+            common.save_grid(torch.rand(4, 1, 8, 8), f"{name}/samples.png")
+            Path(name, "metrics.jsonl").write_text("\n".join(map(json.dumps, history)))
+        study.main(["compare", "a<b", "c"])
+        page = Path("compare.html").read_text()
+        for name in lines:
+            assert base64.b64encode(Path(name, "samples.png").read_bytes()).decode() in page
+        for words in ("<th>Fréchet distance<td><td>1.25<", "<th>rho<td>0.25<td>0.2<", "a&lt;b",
+                      "<th>data<td><td>&lt;mnist&gt;<"):
+            assert words in page, words
+        assert "a<b" not in page
+        charts = re.findall("<svg.*?</svg>", page)
+        assert [chart.count("polyline") for chart in charts] == [2, 1]          # rho, frechet
+        assert 'points="50.0,20.0 180.0,113.8"' in charts[0]        # from 0.1 to 0.5, epochs 1 to 3
+        refused(lambda: study.main(["compare", "c", "none"]), "none is no run with scores")
+        refused(lambda: study.main(["compare"]), "compare RUN RUN")
+        study.main(["--help"])
+        assert "python results/study.py compare" in out.getvalue()
 
 
 def test_introvae_divergence_is_that_of_torch_distributions():
@@ -3569,6 +3778,28 @@ def test_python_in_the_readme_runs():
             exec(code, {"__name__": "__main__"})
         state = torch.load("ogan.pt", weights_only=True)["optimizers"]["e"]["state"][0]
         assert state["step"] == 2 * 10 * (160 // 64)
+
+
+def test_python_in_the_notebooks_runs():
+    """What a reader's own InfoGAN takes from the pages: each block, one after another, and its
+    invariance loss is the package's."""
+    for page in ("README.md", "README.zh.md"):
+        names = {}
+        torch.manual_seed(0)
+        for block in python_blocks(HERE / "results" / page):
+            exec(compile(block, page, "exec"), names)
+        real = torch.rand(64, 1, 28, 28)
+        assert names["latent"].shape == (64, 74)
+        names["g_loss"](real, real, names["c1"], names["c2_c3"]).backward()
+        assert all(p.grad.isfinite().all() for p in names["Q"].parameters())
+        logits = [names["Q"](names["warped"](real)) for _ in "ab"]
+        found = names["invariance_loss"](*(part.softmax(1) for part in logits))
+        assert torch.allclose(found, infogan.invariance_loss(*logits), atol=1e-5)
+        features = torch.randn(64, 512)
+        mean, raw = names["code_head"](features).chunk(2, 1)
+        told = infogan.continuous_information(mean, F.softplus(raw) + 0.01, names["c2_c3"]).sum()
+        lost = names["code_loss"](features, names["c2_c3"])         # but for a constant
+        assert torch.allclose(told, 2 * (math.log(2) - math.log(2 * math.pi) / 2) - lost, atol=1e-4)
 
 
 def test_trained_models_read_what_they_generate():
@@ -3733,6 +3964,7 @@ def test_public_names_exist_and_have_types_and_docstrings():
         common: ["load_data", "save_grid"],
         infogan: ["discriminator_loss", "generator_loss", "categorical_information",
                   "continuous_information", "information_loss", "invariance_loss", "warp",
+                  "restyled", "naming_loss",
                   "contrast", "neighbours", "merged", "warm_up", "training_step", "scores",
                   "figures", "train"],
         ogan: ["standardise", "pearson_correlation", "gan_qp_loss", "decorrelation_loss",

@@ -3,7 +3,10 @@
     python results/study.py results/infogan.json [--data-root DIR]   fill in a study, summarise it
     python results/study.py runs/infogan-1                           the measures of one run folder
     python results/study.py runs/a runs/b ...                        two judges over several runs
+    python results/study.py compare runs/a runs/b ...                one page of several runs
     python results/study.py plot results/ogan-paper.json std_real    a score over the epochs, SVG
+    python results/study.py dots results/infogan-sets.json accuracy  a score of each run
+    python results/study.py dots results/ogan-prior.json frechet rho  one against the other
 
 A study file says what to run and holds what came out:
 
@@ -22,6 +25,7 @@ name go to every run.
 """
 
 import concurrent.futures
+import html
 import itertools
 import json
 import os
@@ -47,15 +51,20 @@ from common import InputError
 
 
 def measures(folder, base=Path()):
-    """What the codes of a finished InfoGAN run do, for JSON; nothing for O-GAN. The run's data
-    folder is looked for from `base`."""
+    """What the codes of a finished InfoGAN run do, for JSON; of O-GAN the Frechet distance of
+    samples of N(0, I). The run's data folder is looked for from `base`."""
     config = json.loads(Path(folder, "config.json").read_text())
-    if config["method"] != "infogan":
-        return {}
-    model = infogan.InfoGAN.load(folder)
     data = common.load_data(config["data"], Path(base, config["data_root"]))
     data.limit(config.get("limit", 0))
     n = min(config["samples"], len(data.images))
+    if config["method"] == "ogan":
+        model = ogan.OGAN.load(folder)
+        latent = model.sample_latent(n, torch.Generator(model.device).manual_seed(0))
+        found = common.Judge.for_data(data).scores(data, model, latent)
+        return common.defined({"frechet_prior": found["frechet"]})
+    if config["method"] != "infogan":
+        return {}
+    model = infogan.InfoGAN.load(folder)
     latent = model.sample_latent(n, rng=torch.Generator(model.device).manual_seed(0))
     result = {}
     if model.continuous:
@@ -391,8 +400,7 @@ def plot(path, score):
         y = [height(value) for value in values]
         return " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y))
 
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 260" font-size="13" '
-             'font-family="sans-serif"><rect width="640" height="260" fill="white"/>']
+    parts = []
     for value in (low, (low + high) / 2, high):
         y = height(value)
         parts.append(f'<text x="50" y="{y + 4:.0f}" text-anchor="end">{value:.2g}</text>')
@@ -401,16 +409,100 @@ def plot(path, score):
     parts.append(f'<text x="60" y="245">epoch 1</text>'
                  f'<text x="460" y="245" text-anchor="end">epoch {epochs}</text>'
                  f'<text x="60" y="16">{score}</text>')
-    colours = ["#1f5fbf", "#d9480f", "#2b8a3e", "#862e9c", "#5c3d00", "#087f8c"]
-    for i, (arm, runs) in enumerate(lines.items()):
+    for (arm, runs), colour in zip(lines.items(), itertools.cycle(common.COLOURS)):
         mean = [statistics.fmean(values) for values in zip(*runs)]
-        colour = colours[i % len(colours)]
         for values, width in [(values, 0.7) for values in runs] + [(mean, 3)]:
             parts.append(f'<polyline points="{points(values)}" fill="none" stroke="{colour}" '
                          f'stroke-width="{width}"/>')
-        parts.append(f'<text x="475" y="{40 + 22 * i}" fill="{colour}">{arm}</text>')
-    target = Path(path).with_name(f"{Path(path).stem}-{score}.svg")
-    common.write_file(target, "\n".join(parts) + "\n</svg>\n")
+        parts.append(f'<text x="475" y="{40 + 22 * list(lines).index(arm)}" '
+                     f'fill="{colour}">{arm}</text>')
+    write_svg(path, score, parts, 260)
+
+
+def compare(folders):
+    """Write compare.html: the scores of several runs in columns, their curves over each other and
+    their samples side by side. InputError for a folder without scores."""
+    histories = {}
+    if not folders:
+        raise InputError("expected: compare RUN RUN ..")
+    for folder in folders:
+        try:
+            lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+            histories[str(folder)] = [json.loads(line) for line in lines]
+            Path(folder, "samples.png").read_bytes()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder} is no run with scores ({error})") from None
+    last = {name: history[-1] if history else {} for name, history in histories.items()}
+    rows = "<tr><th>" + "".join(f"<td><b>{html.escape(name)}</b>" for name in last)
+    for key in dict.fromkeys([*common.MEANINGS, *itertools.chain(*last.values())]):
+        values = [scores.get(key) for scores in last.values()]
+        if any(isinstance(value, (int, float, str)) for value in values):
+            name = common.MEANINGS.get(key, (key,))[0]
+            rows += f'<tr title="{key}"><th>{name}'
+            for value in values:
+                text = f"{value:.4g}" if isinstance(value, float) else str(value)
+                rows += f"<td>{'' if value is None else html.escape(text)}"
+    curves, pictures = "", {}
+    for key in dict.fromkeys(itertools.chain(*itertools.chain(*histories.values()))):
+        lines = {name: [(line["epoch"], line[key]) for line in history
+                        if isinstance(line.get(key), float)] for name, history in histories.items()}
+        lines = {name: points for name, points in lines.items() if len(points) > 1}
+        if lines and key not in ("seconds", "images_per_second"):
+            curves += f"<figure>{common.chart(lines)}<figcaption>{key}</figcaption></figure>"
+    for name in histories:
+        figure = common.Figure(None, html.escape(name))
+        pictures[name] = Path(name, "samples.png").read_bytes(), figure
+    drawn = "".join(common.shown("samples", *found) for found in pictures.values())
+    common.write_file("compare.html", common.PAGE.format(
+        title="runs side by side", scores=f"<table>{rows}</table>", figures=drawn, curves=curves,
+        numbers="", configuration="", script=""))
+    print("wrote compare.html")
+
+
+def dots(path, across, up=None):
+    """Write STUDY-ACROSS.svg beside a study, a dot a run: with a row for each arm, or against a
+    second score, STUDY-ACROSS-UP.svg. InfoGAN's scores in lists are named as accuracy and
+    mi_continuous.0 are. InputError if no run has them."""
+    record, _ = read_study(Path(path))
+    found = {}                                                    # arm -> its runs' (x, y)
+    for arm, runs in record.get("runs", {}).items():
+        scores = [dict(flatten(result)) for result in runs.values()]
+        pairs = [(run[across], run[up or across]) for run in scores
+                 if across in run and (up or across) in run]
+        if pairs:
+            found[arm] = pairs
+    if not found:
+        raise InputError(f"{path} has no run with {across}{f' and {up}' if up else ''}")
+    bottom = max(250 if up else 0, 30 + 24 * len(found))
+    (left, right), (low, high) = [
+        (min(values), max(values)) for values in zip(*itertools.chain(*found.values()))]
+    parts = [f'<path d="M60 {bottom}H460{f"M60 30V{bottom}" if up else ""}" stroke="#888"/>',
+             f'<text x="260" y="{bottom + 32}" text-anchor="middle">{across}</text>']
+    for value in (left, (left + right) / 2, right):
+        x = 70 + 380 * (value - left) / (right - left or 1)
+        parts.append(f'<text x="{x:.0f}" y="{bottom + 16}" text-anchor="middle">{value:.3g}</text>')
+    for value in (low, (low + high) / 2, high) if up else ():
+        y = bottom - 10 - (bottom - 50) * (value - low) / (high - low or 1)
+        parts.append(f'<text x="50" y="{y + 4:.0f}" text-anchor="end">{value:.3g}</text>')
+    if up:
+        parts.append(f'<text x="60" y="20">{up}</text>')
+    for i, ((arm, pairs), colour) in enumerate(zip(found.items(), itertools.cycle(common.COLOURS))):
+        row = 42 + 24 * i
+        for value, other in pairs:
+            x = 70 + 380 * (value - left) / (right - left or 1)
+            y = bottom - 10 - (bottom - 50) * (other - low) / (high - low or 1) if up else row - 4
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" '
+                         'fill-opacity="0.7"/>')
+        parts.append(f'<text x="475" y="{row}" fill="{colour}">{arm}</text>')
+    write_svg(path, f"{across}-{up}" if up else across, parts, bottom + 44)
+
+
+def write_svg(path, name, parts, height):
+    """Write these elements as STUDY-NAME.svg beside the study."""
+    target = Path(path).with_name(f"{Path(path).stem}-{name}.svg")
+    frame = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" font-size="13" '
+             f'font-family="sans-serif"><rect width="760" height="{height}" fill="white"/>')
+    common.write_file(target, "\n".join([frame, *parts, "</svg>"]) + "\n")
     print(f"wrote {target}")
 
 
@@ -418,14 +510,23 @@ def main(argv):
     try:
         if not argv:
             raise InputError("expected a study, as results/infogan.json, or a run folder")
+        if argv[0] in ("-h", "--help"):
+            return print(__doc__)
+        if argv[0] == "compare":
+            return compare(argv[1:])
         if argv[0] == "plot":
             if len(argv) != 3:
                 raise InputError("expected: plot STUDY.json SCORE")
             return plot(argv[1], argv[2])
+        if argv[0] == "dots":
+            if len(argv) not in (3, 4):
+                raise InputError("expected: dots STUDY.json SCORE [SCORE]")
+            return dots(*argv[1:])
         if len(argv) > 1 and all(Path(name).is_dir() for name in argv):
             print(json.dumps(judges(argv), indent=1))
         elif Path(argv[0]).is_dir():
-            print(json.dumps(measures(argv[0]), indent=1))
+            lines = Path(argv[0], "metrics.jsonl").read_text().splitlines()
+            print(json.dumps(json.loads(lines[-1]) | measures(argv[0]), indent=1))
         else:
             study(argv[0], argv[1:])
     except InputError as error:
