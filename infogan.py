@@ -574,14 +574,15 @@ def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8,
                 if progress is not None:
                     progress(first, updates)
 
-    taught = max(1, updates - max(1, updates // 6))
+    lessons = max(1, updates // 6)
+    taught = max(1, updates - lessons)
     repeat(learn, 0, taught)
     choices = [merged(joint / joint.sum(), k) for joint in joints]
     best = max(range(heads), key=lambda i: choices[i][2])
     groups, shares = choices[best][0].to(model.device), choices[best][1]
     if model.unequal:
         model.shares.copy_(shares)
-    repeat(teach, taught, taught + max(1, updates // 6))
+    repeat(teach, taught, taught + lessons)
 
 
 # ---------------------------------------------------------------- configuration

@@ -409,29 +409,30 @@ def plot(path, score):
     parts.append(f'<text x="60" y="245">epoch 1</text>'
                  f'<text x="460" y="245" text-anchor="end">epoch {epochs}</text>'
                  f'<text x="60" y="16">{score}</text>')
-    for (arm, runs), colour in zip(lines.items(), itertools.cycle(common.COLOURS)):
+    for i, (arm, runs) in enumerate(lines.items()):
+        colour = common.COLOURS[i % len(common.COLOURS)]
         mean = [statistics.fmean(values) for values in zip(*runs)]
         for values, width in [(values, 0.7) for values in runs] + [(mean, 3)]:
             parts.append(f'<polyline points="{points(values)}" fill="none" stroke="{colour}" '
                          f'stroke-width="{width}"/>')
-        parts.append(f'<text x="475" y="{40 + 22 * list(lines).index(arm)}" '
-                     f'fill="{colour}">{arm}</text>')
+        parts.append(f'<text x="475" y="{40 + 22 * i}" fill="{colour}">{arm}</text>')
     write_svg(path, score, parts, 260)
 
 
 def compare(folders):
     """Write compare.html: the scores of several runs in columns, their curves over each other and
     their samples side by side. InputError for a folder without scores."""
-    histories = {}
+    histories, drawn = {}, ""
     if not folders:
         raise InputError("expected: compare RUN RUN ..")
     for folder in folders:
         try:
             lines = Path(folder, "metrics.jsonl").read_text().splitlines()
             histories[str(folder)] = [json.loads(line) for line in lines]
-            Path(folder, "samples.png").read_bytes()
+            samples = Path(folder, "samples.png").read_bytes()
         except (OSError, ValueError) as error:
             raise InputError(f"{folder} is no run with scores ({error})") from None
+        drawn += common.shown("samples", samples, common.Figure(None, html.escape(str(folder))))
     last = {name: history[-1] if history else {} for name, history in histories.items()}
     rows = "<tr><th>" + "".join(f"<td><b>{html.escape(name)}</b>" for name in last)
     for key in dict.fromkeys([*common.MEANINGS, *itertools.chain(*last.values())]):
@@ -442,17 +443,13 @@ def compare(folders):
             for value in values:
                 text = f"{value:.4g}" if isinstance(value, float) else str(value)
                 rows += f"<td>{'' if value is None else html.escape(text)}"
-    curves, pictures = "", {}
+    curves = ""
     for key in dict.fromkeys(itertools.chain(*itertools.chain(*histories.values()))):
         lines = {name: [(line["epoch"], line[key]) for line in history
                         if isinstance(line.get(key), float)] for name, history in histories.items()}
         lines = {name: points for name, points in lines.items() if len(points) > 1}
         if lines and key not in ("seconds", "images_per_second"):
             curves += f"<figure>{common.chart(lines)}<figcaption>{key}</figcaption></figure>"
-    for name in histories:
-        figure = common.Figure(None, html.escape(name))
-        pictures[name] = Path(name, "samples.png").read_bytes(), figure
-    drawn = "".join(common.shown("samples", *found) for found in pictures.values())
     common.write_file("compare.html", common.PAGE.format(
         title="runs side by side", scores=f"<table>{rows}</table>", figures=drawn, curves=curves,
         numbers="", configuration="", script=""))
@@ -476,22 +473,29 @@ def dots(path, across, up=None):
     bottom = max(250 if up else 0, 30 + 24 * len(found))
     (left, right), (low, high) = [
         (min(values), max(values)) for values in zip(*itertools.chain(*found.values()))]
+
+    def across_at(value):
+        return 70 + 380 * (value - left) / (right - left or 1)
+
+    def up_at(value):
+        return bottom - 10 - (bottom - 50) * (value - low) / (high - low or 1)
+
     parts = [f'<path d="M60 {bottom}H460{f"M60 30V{bottom}" if up else ""}" stroke="#888"/>',
              f'<text x="260" y="{bottom + 32}" text-anchor="middle">{across}</text>']
     for value in (left, (left + right) / 2, right):
-        x = 70 + 380 * (value - left) / (right - left or 1)
-        parts.append(f'<text x="{x:.0f}" y="{bottom + 16}" text-anchor="middle">{value:.3g}</text>')
+        parts.append(f'<text x="{across_at(value):.0f}" y="{bottom + 16}" '
+                     f'text-anchor="middle">{value:.3g}</text>')
     for value in (low, (low + high) / 2, high) if up else ():
-        y = bottom - 10 - (bottom - 50) * (value - low) / (high - low or 1)
-        parts.append(f'<text x="50" y="{y + 4:.0f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<text x="50" y="{up_at(value) + 4:.0f}" '
+                     f'text-anchor="end">{value:.3g}</text>')
     if up:
         parts.append(f'<text x="60" y="20">{up}</text>')
-    for i, ((arm, pairs), colour) in enumerate(zip(found.items(), itertools.cycle(common.COLOURS))):
+    for i, (arm, pairs) in enumerate(found.items()):
+        colour = common.COLOURS[i % len(common.COLOURS)]
         row = 42 + 24 * i
         for value, other in pairs:
-            x = 70 + 380 * (value - left) / (right - left or 1)
-            y = bottom - 10 - (bottom - 50) * (other - low) / (high - low or 1) if up else row - 4
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}" '
+            y = up_at(other) if up else row - 4
+            parts.append(f'<circle cx="{across_at(value):.1f}" cy="{y:.1f}" r="4" fill="{colour}" '
                          'fill-opacity="0.7"/>')
         parts.append(f'<text x="475" y="{row}" fill="{colour}">{arm}</text>')
     write_svg(path, f"{across}-{up}" if up else across, parts, bottom + 44)
