@@ -23,15 +23,16 @@ Why correlation and not squared error: |N(z) - N(E(G(z)))|^2 = 2 n (1 - rho), so
 error with mean and std left free. Plain squared error pins all n coordinates of E(G(z)), the mean
 too: a fake scores as z would, whatever G makes of it.
 
---recipe paper trains so, with the settings of the author's code but for its truncation, on networks
-for MNIST. The default differs by these flags, measured in results/README.md:
+--recipe paper trains so, with the settings of the author's code but for its truncation (N(E(x))
+times 0.9 before G), on networks for MNIST. The default differs by these flags, measured in
+results/README.md:
 
-    --rho-weight 2       lambda, for 0.5; and --rho-generator 0.05: G minimises that fraction of it
+    --rho-weight 2       lambda, for 0.5
+    --rho-generator 0    the fraction of lambda rho that G maximises, for 1: E alone learns it
     --latent 32          latent variables, for 128
     --codes 0.8          the share of z that are codes N(E(x)) of real images, for none
-    --decorrelation 0.1  these codes' coordinates uncorrelated and of unit variance, as z's are
+    --reconstruction 1   G minimises the squared error of these images' reconstructions, for none
     --batch-mix 0.25     the share that E's batches of real images and of fakes swap, for none
-    --truncation 0.9     N(E(x)) is scaled by it before G in reconstructions, as in the code
     --components 100     samples are drawn from so many Gaussians fitted to the codes, not N(0, I)
     --optimizer adam     at 5e-4 for E and 1e-3 for G, for RMSprop at 1e-4
     --init torch         torch's initial weights, for N(0, 0.02)
@@ -83,14 +84,14 @@ def gan_qp_loss(real: Tensor, fake: Tensor, distance: Tensor) -> Tensor:
 
 
 def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer, real: Tensor, *,
-                  gan_loss="qp", latent_loss="pearson", rho_weight=2.0, rho_generator=0.05,
-                  codes=0.8, decorrelation=0.1, batch_mix=0.25,
+                  gan_loss="qp", latent_loss="pearson", rho_weight=2.0, rho_generator=0.0,
+                  codes=0.8, reconstruction=1.0, batch_mix=0.25,
                   autocast=contextlib.nullcontext()) -> dict[str, Tensor]:
     """One joint update of E (the discriminator) and G on images (N, C, H, W), uint8 or in [0, 1].
 
     The options are Config's; `autocast` is entered for the forward pass. Returns detached scalars:
     loss_e, loss_g and, weighted, loss_latent, of which G minimises the fraction rho_generator, and
-    unless its weight is 0 loss_decorrelation, E's; mean scores of real and fake, e_real and e_fake.
+    unless its weight is 0 loss_reconstruction, G's; the mean scores e_real and e_fake.
     Errors: InputError for images of another shape or type, or an unknown loss.
     """
     e_loss, g_loss = chosen(GAN_LOSSES, gan_loss)
@@ -111,9 +112,10 @@ def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer,
     loss_g = g_loss(real_score.detach(), fake_score)
     losses = {"loss_e": loss_e, "loss_g": loss_g, "loss_latent": loss_latent,
               "e_real": real_score.mean(), "e_fake": fake_score.mean()}
-    if decorrelation:
-        losses["loss_decorrelation"] = decorrelation * decorrelation_loss(standardise(real_code))
-        loss_e = loss_e + losses["loss_decorrelation"]
+    if reconstruction > 0 and given > 1:            # G(N(E(x))) is to be x
+        squared = (fake[:given] - real[:given]).square().mean()
+        losses["loss_reconstruction"] = reconstruction * squared
+        loss_g = loss_g + losses["loss_reconstruction"]
 
     # One forward pass serves both players; each gradient is taken for its own player's weights, and
     # both step at once.
@@ -134,15 +136,15 @@ class OGAN(common.Model):
 
     Images are (N, C, H, W) in [0, 1] in and out; `generator` and `encoder` themselves work in
     [-1, 1]. z is (N, latent). `width` is the channels of the first convolution, `critic` "avg" or
-    "network" (T), `truncation` what `reconstruct` and `interpolate` scale N(E(x)) by.
+    "network" (T), `components` the size of the mixture that `sample` takes z from, 0 for N(0, I).
     Errors: InputError for sizes that do not fit.
     """
     METHOD = "ogan"
 
     def __init__(self, shape: Sequence[int] = (1, 28, 28), latent: int = 32, width: int = 32,
-                 critic: str = "avg", truncation: float = 0.9, components: int = 100):
+                 critic: str = "avg", components: int = 100):
         super().__init__(shape=tuple(shape), latent=latent, width=width, critic=critic,
-                         truncation=truncation, components=components)
+                         components=components)
         if latent < 2 or critic not in ("avg", "network"):
             raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 latent "
                                     "variables or more, to correlate, and avg or network")
@@ -207,14 +209,14 @@ class OGAN(common.Model):
         return self.to_latent(self.evaluate(self, images))
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """G(truncation N(E(x))), images (N, C, H, W) in [0, 1], of images in [0, 1] or uint8."""
-        return self.decode(self.truncation * self.encode(images))
+        """G(N(E(x))), images (N, C, H, W) in [0, 1], of images in [0, 1] or uint8."""
+        return self.decode(self.encode(images))
 
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10) -> Tensor:
         """Frames (steps, C, H, W) between the reconstructions of two images (C, H, W)."""
         start, end = self.encode(torch.stack([a, b]))
         t = torch.linspace(0, 1, steps, device=start.device)[:, None]
-        return self.decode(self.truncation * self.to_latent(start + t * (end - start)))
+        return self.decode(self.to_latent(start + t * (end - start)))
 
 
 # ---------------------------------------------------------------- beyond the paper
@@ -255,15 +257,6 @@ def chosen(losses, name):
     return losses[name]
 
 
-def decorrelation_loss(code: Tensor) -> Tensor:
-    """How far standardised codes (N, n) are from what z's coordinates are, uncorrelated and of unit
-    variance: |C - I|^2 / n, where C = avg of N(E(x)) N(E(x))^T over the batch (as DeCov, Cogswell
-    et al. 2016, and Barlow Twins, Zbontar et al. 2021, ask of features)."""
-    covariance = code.T @ code / len(code)                                      # (n, n)
-    identity = torch.eye(len(covariance), device=code.device, dtype=code.dtype)
-    return (covariance - identity).square().sum() / len(covariance)
-
-
 # ---------------------------------------------------------------- configuration
 
 @dataclass
@@ -274,19 +267,18 @@ class Config(common.RunConfig):
     batch_size: int = common.option(64, "images in a training step", low=2)
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
     rho_weight: float = common.option(2.0, "lambda, the weight of the latent loss")
-    rho_generator: float = common.option(0.05, "the fraction of the latent loss that G minimises")
+    rho_generator: float = common.option(0.0, "the fraction of the latent loss that G minimises")
     critic: str = common.option("avg", "an image's score: avg E(x), or a small network T(E(x))",
                                 choices=["avg", "network"])
     latent_loss: str = common.option(
         "pearson", "what E(G(z)) should do: correlate with z, equal it, or neither",
         choices=list(LATENT_LOSSES))
     gan_loss: str = common.option("qp", "the GAN", choices=list(GAN_LOSSES))
-    truncation: float = common.option(0.9, "scale of N(E(x)) in reconstruct and interpolate",
-                                      low=1e-6)
     components: int = common.option(100, "Gaussians fitted to the codes of training images, from "
                                     "which samples are drawn; 0: N(0, I)", high=1000)
     codes: float = common.option(0.8, "share of z that are codes of real images", high=1)
-    decorrelation: float = common.option(0.1, "weight of the decorrelation of real images' codes")
+    reconstruction: float = common.option(1.0, "weight, for G, of the squared error of the images "
+                                          "that these codes are of")
     batch_mix: float = common.option(0.25, "share that E's batches of real images and fakes swap",
                                      high=0.5)
     init: str = common.option("torch", "initial weights: torch's own, or normal, N(0, 0.02)",
@@ -300,9 +292,9 @@ class Config(common.RunConfig):
 
     METHOD = "ogan"
     PAPER = {"epochs": 5, "width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
-             "truncation": 1.0, "components": 0, "codes": 0.0, "decorrelation": 0.0,
-             "batch_mix": 0.0, "init": "normal", "optimizer": "rmsprop", "lr_encoder": 1e-4,
-             "lr_generator": 1e-4, "average": 0.0}
+             "components": 0, "codes": 0.0, "reconstruction": 0.0, "batch_mix": 0.0,
+             "init": "normal", "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4,
+             "average": 0.0}
 
 
 # ---------------------------------------------------------------- scores, pictures, training
@@ -320,7 +312,7 @@ def scores(model: OGAN, data: common.Data, samples=10_000, judge=None) -> dict:
     for part in data.test_images.split(size):
         images = common.floats(part)
         codes.append(model.evaluate(model, images))                # E(x)
-        again = model.decode(model.truncation * model.to_latent(codes[-1]))
+        again = model.decode(model.to_latent(codes[-1]))
         errors.append((again - images).square().sum())
         of_mean.append((mean_image - images).square().sum())
         if judge is not None and judge.task == "classes":
@@ -358,7 +350,7 @@ def figures(model: OGAN, data: common.Data) -> dict:
     count = min(4, model.latent)
     ways = (2 * spread.clamp(min=0).sqrt() * axes).T[-count:].flip(0)
     moved = (z[:8, None, None] + steps * ways[:, None]).flatten(0, 2)
-    sheet = model.decode(model.truncation * model.to_latent(moved))
+    sheet = model.decode(model.to_latent(moved))
     sliders = {"image": [str(i + 1) for i in range(len(z[:8]))],
                "direction": [str(i + 1) for i in range(count)],
                "by": [f"{2 * step:g}" for step in steps.flatten().tolist()]}
@@ -385,7 +377,7 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
     run = common.Run(config)
     config = run.config
     model = OGAN(run.data.shape, latent=config.latent, width=config.width, critic=config.critic,
-                 truncation=config.truncation, components=config.components)
+                 components=config.components)
     if config.init == "normal":
         model.apply(common.initialise)
     model.to(run.device).train()
@@ -400,7 +392,7 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
             model, e_optimizer, g_optimizer, real, gan_loss=config.gan_loss,
             latent_loss=config.latent_loss, rho_weight=config.rho_weight,
             rho_generator=config.rho_generator, codes=config.codes,
-            decorrelation=config.decorrelation, batch_mix=config.batch_mix, autocast=autocast)
+            reconstruction=config.reconstruction, batch_mix=config.batch_mix, autocast=autocast)
         average.update(model)
         return losses
 

@@ -826,12 +826,12 @@ def test_infogan_step_gives_each_player_its_own_gradient():
 
 def test_ogan_step_gives_each_player_its_own_gradient():
     real = common.draw_digits(16)[0].float() / 255
-    paper = {"codes": 0, "decorrelation": 0, "batch_mix": 0}
+    paper = {"codes": 0, "reconstruction": 0, "batch_mix": 0}
     other = {"gan_loss": "relativistic", "latent_loss": "mse", "rho_weight": 0.5}
     for critic, options in (("avg", {}), ("network", {}), ("avg", paper), ("avg", other)):
         torch.manual_seed(2)
         model = ogan.OGAN(latent=8, width=2, critic=critic).train()
-        options = {"rho_generator": 0.3, "codes": 0.45, "decorrelation": 0.5,
+        options = {"rho_generator": 0.3, "codes": 0.45, "reconstruction": 1.7,
                    "batch_mix": 0.25} | options
         e_seen, g_seen, losses = recorded_step(ogan, model, model.e_parameters(), real, **options)
         e_loss, g_loss = ogan.GAN_LOSSES[options.get("gan_loss", "qp")]
@@ -844,7 +844,7 @@ def test_ogan_step_gives_each_player_its_own_gradient():
         distance = ((2 * real - 1 - fake.detach()) ** 2).mean((1, 2, 3))
 
         def passes(fake, z=z, model=model, options=options, weight=weight, tie_loss=tie_loss):
-            """Scores of real and fake, and the weighted latent and decorrelation losses."""
+            """Scores of real and fake, and the weighted latent loss."""
             images = torch.cat([2 * real - 1, fake])
             with_real = torch.arange(32) < 16      # which of them share a batch
             if options["batch_mix"]:
@@ -854,24 +854,23 @@ def test_ogan_step_gives_each_player_its_own_gradient():
             codes[~with_real] = model.encoder(images[~with_real])
             real_code, fake_code = codes[:16], codes[16:]
             tie = weight * tie_loss(z, fake_code)
-            standardised = F.layer_norm(real_code, [8], eps=0)
-            uncorrelated = 0
-            for i, j in itertools.product(range(8), range(8)):
-                product = (standardised[:, i] * standardised[:, j]).mean()
-                uncorrelated += options["decorrelation"] * (product - int(i == j)) ** 2 / 8
-            return model.score(real_code), model.score(fake_code), tie, uncorrelated
+            return model.score(real_code), model.score(fake_code), tie
 
-        a, b, tie, uncorrelated = passes(fake.detach())
+        a, b, tie = passes(fake.detach())
         critic = e_loss(a, b, distance)
         assert torch.allclose(losses["e_real"], a.mean())
         assert torch.allclose(losses["e_fake"], b.mean())
-        expected = torch.autograd.grad(critic + tie + uncorrelated, model.e_parameters())
+        expected = torch.autograd.grad(critic + tie, model.e_parameters())
         assert all(map(close, e_seen, expected))
         assert torch.allclose(losses["loss_latent"], tie)
-        assert torch.allclose(losses.get("loss_decorrelation", uncorrelated), uncorrelated)
-        a, b, tie, _ = passes(fake)
-        expected = torch.autograd.grad(g_loss(a.detach(), b) + 0.3 * tie, model.g_parameters())
+        a, b, tie = passes(fake)
+        squared = torch.zeros(())
+        if options["reconstruction"]:              # G should give back what the codes are of
+            squared = 1.7 * F.mse_loss(fake[:7], 2 * real[:7] - 1)
+        game = g_loss(a.detach(), b) + 0.3 * tie + squared
+        expected = torch.autograd.grad(game, model.g_parameters())
         assert all(map(close, g_seen, expected))
+        assert torch.allclose(losses.get("loss_reconstruction", torch.zeros(())), squared)
         assert not any(loss.requires_grad for loss in losses.values())
 
 
@@ -880,7 +879,7 @@ def test_swapped_weights_change_the_losses():
     numbers = {
         infogan: {"lambda_categorical": 0.7, "lambda_continuous": 0.2, "batch_mix": 0.5,
                   "invariance": 3.0, "naming": 6.0},
-        ogan: {"rho_weight": 1.5, "rho_generator": 0.25, "codes": 0.75, "decorrelation": 0.6,
+        ogan: {"rho_weight": 1.5, "rho_generator": 0.25, "codes": 0.75, "reconstruction": 1.2,
                "batch_mix": 0.5},
     }
     real = common.draw_digits(16)[0]
@@ -1909,15 +1908,6 @@ def test_samples_are_drawn_from_the_mixture_fitted_to_codes():
         model.sample(5, torch.Generator().manual_seed(3))
     assert shown[0].equal(model.sample_latent(5, torch.Generator().manual_seed(3), fitted=True))
     assert model.half().sample_latent(3, fitted=True).dtype == torch.float16
-
-
-def test_truncation_scales_what_is_reconstructed():
-    model = ogan.OGAN(latent=8, width=2, truncation=0.5).eval()
-    images = torch.rand(4, 1, 28, 28)
-    half = model.decode(model.encode(images) / 2)
-    assert torch.equal(model.reconstruct(images), half)
-    assert not torch.equal(half, model.decode(model.encode(images)))
-    assert close(model.interpolate(images[0], images[1], 3)[[0, 2]], half[:2])
 
 
 def small_models(shape=(1, 28, 28)):
@@ -3310,9 +3300,8 @@ FLAGS = {   # every flag of both methods at a value of its own
         "--batch-mix 0.3", "--categorical 4 4 --continuous 0 --trunk detached"],
     "ogan": [
         "--latent 5", "--rho-weight 0.3", "--rho-generator 1", "--critic network",
-        "--latent-loss mse", "--latent-loss none", "--truncation 0.8", "--lr-encoder 0.001",
-        "--lr-generator 0.002", "--average 0", "--average 0.2", "--codes 0", "--components 3",
-        "--decorrelation 0",
+        "--latent-loss mse", "--latent-loss none", "--lr-encoder 0.001", "--lr-generator 0.002",
+        "--average 0", "--average 0.2", "--codes 0", "--components 3", "--reconstruction 0",
         "--batch-mix 0", "--init normal", "--optimizer rmsprop", *GANS],
 }
 
@@ -3330,11 +3319,8 @@ def test_every_flag_does_what_it_says():
                 names = [flag.replace("-", "_") for flag in flags]
                 seen.update(names)
                 assert any(state["config"][name] != plain["config"][name] for name in names), line
-                if line == "--truncation 0.8":
-                    assert state["options"]["truncation"] == 0.8
-                else:
-                    changed = not equal(state["model"], plain["model"])
-                    assert changed, f"{line} changed nothing"
+                changed = not equal(state["model"], plain["model"])
+                assert changed, f"{line} changed nothing"
             shared = {f.name for f in fields(common.RunConfig)}
             assert seen == {f.name for f in fields(module.Config)} - shared
 
@@ -3390,9 +3376,9 @@ def test_recipe_paper_is_the_paper():
                   "average": 0.0, "init": "normal", "trunk": "shared", "epochs": 11,
                   "batch_mix": 0.0, "warm_up": 0, "naming": 0.0, "unequal": False},
         ogan: {"width": 64, "latent": 128, "rho_weight": 0.5, "rho_generator": 1.0,
-               "truncation": 1.0, "gan_loss": "qp", "critic": "avg", "latent_loss": "pearson",
+               "gan_loss": "qp", "critic": "avg", "latent_loss": "pearson",
                "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4, "average": 0.0,
-               "codes": 0.0, "decorrelation": 0.0, "batch_mix": 0.0, "init": "normal",
+               "codes": 0.0, "reconstruction": 0.0, "batch_mix": 0.0, "init": "normal",
                "components": 0},
     }
     for module, values in expected.items():
@@ -3527,7 +3513,7 @@ OWN_BAD_FLAGS = {
         ("--lambda-continuous -1", "--lambda-continuous")],
     "ogan": [
         ("--latent 1", "--latent"), ("--critic mean", "avg"), ("--gan-loss wgan", "nonsaturating"),
-        ("--latent-loss l1", "pearson"), ("--truncation 0", "--truncation"),
+        ("--latent-loss l1", "pearson"), ("--codes 2", "--codes"),
         ("--lr 1", "--lr-encoder or --lr-generator"), ("--average 1", "--average"),
         ("--rho-weight -1", "--rho-weight")],
 }
@@ -3604,19 +3590,30 @@ def test_a_study_is_plotted():
         Path("s.json").write_text(json.dumps(record))
         study.main(["plot", "s.json", "rho"])
         lines = re.findall(r'points="([^"]*)"', Path("s-rho.svg").read_text())
-        corners = ["60,220.0 260,30.0 460,125.0", "60,220.0 460,125.0", "60,220.0 460,77.5"]
-        assert lines == corners                                   # two runs, and their mean
+        corners = ["70.0,240.0 260.0,40.0 450.0,140.0", "165.0,240.0 450.0,140.0",
+                   "117.5,240.0 355.0,90.0"]                      # two runs, and their mean
+        assert lines == corners
+        runs["0"]["history"]["seconds"] = [2.0, 1.0, 1.0]
+        Path("s.json").write_text(json.dumps(record))
+        study.main(["plot", "s.json", "rho", "seconds"])
+        lines = re.findall(r'points="([^"]*)"', Path("s-rho-seconds.svg").read_text())
+        assert lines == ["70.0,240.0 260.0,40.0 450.0,140.0"] * 2
         record["runs"] = {"a": {"0": {"x": 0.0, "y": [2.0]}, "1": {"x": 1.0, "y": [4.0]}},
                           "b": {"0": {"x": 0.25, "y": [3.0]}, "1": {"y": [9.0]}}}
+        record["before"] = {"b": {"x": [0.5]}}
         Path("s.json").write_text(json.dumps(record))
         study.main(["dots", "s.json", "x"])
         study.main(["dots", "s.json", "x", "y.0"])
         places = [re.findall(r'cx="([^"]*)" cy="([^"]*)"', Path(f"s-{name}.svg").read_text())
                   for name in ("x", "x-y.0")]
-        assert places == [[("70.0", "38.0"), ("450.0", "38.0"), ("165.0", "62.0")],
+        assert places == [[("70.0", "38.0"), ("450.0", "38.0"), ("165.0", "62.0"),
+                           ("260.0", "62.0")],
                           [("70.0", "240.0"), ("450.0", "40.0"), ("165.0", "140.0")]]
+        study.main(["dots", "s.json", "x", "--arms", "b"])
+        assert Path("s-x.svg").read_text().count("<circle") == 2
         for words in (["plot", "s.json", "loss"], ["plot", "s.json"], ["plot", "t.json", "rho"],
-                      ["dots", "s.json", "z"], ["dots", "s.json"], ["dots", "s.json", "x", "z"]):
+                      ["dots", "s.json", "z"], ["dots", "s.json"], ["dots", "s.json", "x", "z"],
+                      ["dots", "s.json", "x", "--arms", "c"]):
             refused(lambda words=words: study.main(words))
 
 
@@ -3967,7 +3964,7 @@ def test_public_names_exist_and_have_types_and_docstrings():
                   "restyled", "naming_loss",
                   "contrast", "neighbours", "merged", "warm_up", "training_step", "scores",
                   "figures", "train"],
-        ogan: ["standardise", "pearson_correlation", "gan_qp_loss", "decorrelation_loss",
+        ogan: ["standardise", "pearson_correlation", "gan_qp_loss",
                "training_step", "scores", "figures", "train"],
         common.Model: ["save"],
         infogan.InfoGAN: ["__init__", "forward", "sample", "sample_latent", "encode", "decode"],

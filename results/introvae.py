@@ -109,7 +109,7 @@ class IntroVAE(ogan.OGAN):
     METHOD = "introvae"
 
     def __init__(self, shape=(1, 28, 28), latent=32, width=32):
-        super().__init__(shape, latent, width, truncation=1.0, components=0)
+        super().__init__(shape, latent, width, components=0)
         self.options = {"shape": self.shape, "latent": latent, "width": width}
         self.encoder[1] = nn.Linear(16 * width, 2 * latent)
 

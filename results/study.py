@@ -4,11 +4,12 @@
     python results/study.py runs/infogan-1                           the measures of one run folder
     python results/study.py runs/a runs/b ...                        two judges over several runs
     python results/study.py compare runs/a runs/b ...                one page of several runs
-    python results/study.py plot results/ogan-paper.json std_real    a score over the epochs, SVG
+    python results/study.py plot results/ogan-paper.json std_real    a score over the training, SVG
     python results/study.py dots results/infogan-sets.json accuracy  a score of each run
     python results/study.py dots results/ogan-prior.json frechet rho  one against the other
 
-A study file says what to run and holds what came out:
+With --arms ARM .. behind it a plot has those arms alone, in that order. A study file says what to
+run and holds what came out:
 
     arms      name -> command line of infogan.py, ogan.py or results/introvae.py
     seeds     a list for all arms, or arm -> list
@@ -16,6 +17,8 @@ A study file says what to run and holds what came out:
     reach     score -> value: the training seconds until an epoch ended with it (optional)
     history   scores of which every epoch's value is kept (optional)
     pictures  pictures of each arm's first seed to keep beside the file (optional)
+    commit    the code that made the runs, where it is not today's (optional)
+    before    arm -> score -> earlier values, hollow in `dots` (optional)
     runs      arm -> seed -> the last line of metrics.jsonl and the `measures`; or `failed` and why
     summary   arm -> score -> [n, mean, standard deviation, least, greatest]
     compared  arm -> score -> p of `permutation_test` against the first arm
@@ -377,46 +380,100 @@ def permutation_test(a, b):
     return sum(g >= seen for g in gaps) / len(gaps)
 
 
-def plot(path, score):
-    """Write STUDY-SCORE.svg beside a study: a score in its `history` over the epochs, a thin line a
-    run, a thick one the mean of an arm. InputError if the study has no such history."""
+def chosen(path, arms):
+    """arm -> its runs' results, of those arms of a study, or of all; InputError for none."""
     record, _ = read_study(Path(path))
-    lines = {}                                                    # arm -> its runs' values
-    for arm, runs in record.get("runs", {}).items():
-        histories = [result.get("history", {}) for result in runs.values()]
-        found = [history[score] for history in histories if score in history]
-        if found:
-            lines[arm] = found
-    if not lines:
-        raise InputError(f"{path} holds no history of {score}; its runs need it in `history`")
-    every = [value for runs in lines.values() for values in runs for value in values]
-    low, high = min(every + [0.0]), max(every)
+    runs = record.get("runs", {})
+    for arm in arms:
+        if arm not in runs:
+            raise InputError(f"{path} has no runs of {arm!r}; it has some of {', '.join(runs)}")
+    return {arm: list(runs[arm].values()) for arm in arms or record["arms"] if arm in runs}
 
-    def height(value):
-        return 220 - 190 * (value - low) / (high - low or 1)
 
-    def points(values):
-        x = [60 + 400 * i / max(1, len(values) - 1) for i in range(len(values))]
-        y = [height(value) for value in values]
-        return " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y))
+def plot(path, score, across=None, arms=()):
+    """Write STUDY-SCORE.svg beside a study: a score in its `history` over the training, a thin line
+    a run, a thick one the mean of an arm; or over the sum so far of another history, `seconds`.
+    InputError if the study has no such history."""
+    lines = {}                                                    # arm -> its runs' points
+    for arm, runs in chosen(path, arms).items():
+        lines[arm] = []
+        for history in (result.get("history", {}) for result in runs):
+            values = history.get(score, [])
+            steps = history.get(across, []) if across else [1 / max(1, len(values))] * len(values)
+            points = list(zip(itertools.accumulate(steps), values))
+            lines[arm].append([(x, y) for x, y in points if y is not None])
+    name = f"{score}-{across}" if across else score
+    draw(path, name, lines, across or "fraction of the training", score)
 
-    parts = []
-    for value in (low, (low + high) / 2, high):
-        y = height(value)
-        parts.append(f'<text x="50" y="{y + 4:.0f}" text-anchor="end">{value:.2g}</text>')
-        parts.append(f'<path d="M60 {y:.0f}H460" stroke="#ddd"/>')
-    epochs = max(len(values) for runs in lines.values() for values in runs)
-    parts.append(f'<text x="60" y="245">epoch 1</text>'
-                 f'<text x="460" y="245" text-anchor="end">epoch {epochs}</text>'
-                 f'<text x="60" y="16">{score}</text>')
-    for i, (arm, runs) in enumerate(lines.items()):
+
+def dots(path, across, up=None, arms=()):
+    """Write STUDY-ACROSS.svg beside a study, a dot a run, in a row an arm, those of `before` as
+    circles; or one score against a second, STUDY-ACROSS-UP.svg. InfoGAN's scores in lists are
+    named as accuracy and mi_continuous.0 are. InputError if no run has them."""
+    found, before = {}, {}                                        # arm -> runs of one point
+    earlier = read_study(Path(path))[0].get("before", {})
+    for row, (arm, runs) in enumerate(chosen(path, arms).items()):
+        scores = [dict(flatten(result)) for result in runs]
+        pairs = [(run.get(across), run.get(up) if up else -row) for run in scores]
+        found[arm] = [[pair] for pair in pairs if None not in pair]
+        before[arm] = [(x, -row) for x in earlier.get(arm, {}).get(across, []) if up is None]
+    draw(path, f"{across}-{up}" if up else across, found, across, up, before)
+
+
+def draw(path, name, arms, across, up, circles=None):
+    """Write STUDY-NAME.svg: arm -> its runs, each a list of points (x, y), drawn as a dot if it is
+    one and else as a line, beside the mean of the arm's lines; `circles`, arm -> points, are
+    hollow. Without `up` the ys have no scale: they are rows, from 0 down."""
+    points = list(itertools.chain(*itertools.chain(*arms.values())))
+    points += itertools.chain(*(circles or {}).values())
+    if not points:
+        raise InputError(f"{path} has no run with {name}")
+    bottom = 250 if up else 30 + 24 * len(arms)
+    x_ticks, y_ticks = (ticks([point[axis] for point in points]) for axis in (0, 1))
+
+    def place(point):
+        x = 70 + 380 * (point[0] - x_ticks[0]) / (x_ticks[2] - x_ticks[0] or 1)
+        if up is None:
+            return x, 38 - 24 * point[1]
+        return x, bottom - 10 - (bottom - 50) * (point[1] - y_ticks[0]) / (
+            y_ticks[2] - y_ticks[0] or 1)
+
+    parts = [f'<path d="M60 {bottom}H460{f"M60 30V{bottom}" if up else ""}" stroke="#888"/>',
+             f'<text x="260" y="{bottom + 32}" text-anchor="middle">{across}</text>']
+    for value in x_ticks:
+        x, _ = place((value, y_ticks[0]))
+        parts.append(f'<text x="{x:.0f}" y="{bottom + 16}" text-anchor="middle">{value:.3g}</text>')
+    for value in y_ticks if up else ():
+        _, y = place((x_ticks[0], value))
+        parts.append(f'<text x="50" y="{y + 4:.0f}" text-anchor="end">{value:.3g}</text>')
+    if up:
+        parts.append(f'<text x="60" y="20">{up}</text>')
+    for i, (arm, runs) in enumerate(arms.items()):
         colour = common.COLOURS[i % len(common.COLOURS)]
-        mean = [statistics.fmean(values) for values in zip(*runs)]
-        for values, width in [(values, 0.7) for values in runs] + [(mean, 3)]:
-            parts.append(f'<polyline points="{points(values)}" fill="none" stroke="{colour}" '
+        lines = [run for run in runs if len(run) > 1]
+        mean = [[statistics.fmean(values) for values in zip(*at)] for at in zip(*lines)]
+        for line, width in [(line, 0.7) for line in lines] + [(mean, 3)]:
+            corners = " ".join("{:.1f},{:.1f}".format(*place(point)) for point in line)
+            parts.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" '
                          f'stroke-width="{width}"/>')
-        parts.append(f'<text x="475" y="{40 + 22 * i}" fill="{colour}">{arm}</text>')
-    write_svg(path, score, parts, 260)
+        full = [(run[0], colour) for run in runs if len(run) == 1]
+        hollow = [(point, "none") for point in (circles or {}).get(arm, ())]
+        for point, fill in full + hollow:
+            x, y = place(point)
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" '
+                         f'fill-opacity="0.7" stroke="{colour}"/>')
+        parts.append(f'<text x="475" y="{42 + 24 * i}" fill="{colour}">{html.escape(arm)}</text>')
+    height = max(bottom, 42 + 24 * len(arms)) + 44
+    frame = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" font-size="13" '
+             f'font-family="sans-serif"><rect width="760" height="{height}" fill="white"/>')
+    target = Path(path).with_name(f"{Path(path).stem}-{name}.svg")
+    common.write_file(target, "\n".join([frame, *parts, "</svg>"]) + "\n")
+    print(f"wrote {target}")
+
+
+def ticks(values):
+    """The least, the middle and the greatest."""
+    return min(values), (min(values) + max(values)) / 2, max(values)
 
 
 def compare(folders):
@@ -456,60 +513,6 @@ def compare(folders):
     print("wrote compare.html")
 
 
-def dots(path, across, up=None):
-    """Write STUDY-ACROSS.svg beside a study, a dot a run: with a row for each arm, or against a
-    second score, STUDY-ACROSS-UP.svg. InfoGAN's scores in lists are named as accuracy and
-    mi_continuous.0 are. InputError if no run has them."""
-    record, _ = read_study(Path(path))
-    found = {}                                                    # arm -> its runs' (x, y)
-    for arm, runs in record.get("runs", {}).items():
-        scores = [dict(flatten(result)) for result in runs.values()]
-        pairs = [(run[across], run[up or across]) for run in scores
-                 if across in run and (up or across) in run]
-        if pairs:
-            found[arm] = pairs
-    if not found:
-        raise InputError(f"{path} has no run with {across}{f' and {up}' if up else ''}")
-    bottom = max(250 if up else 0, 30 + 24 * len(found))
-    (left, right), (low, high) = [
-        (min(values), max(values)) for values in zip(*itertools.chain(*found.values()))]
-
-    def across_at(value):
-        return 70 + 380 * (value - left) / (right - left or 1)
-
-    def up_at(value):
-        return bottom - 10 - (bottom - 50) * (value - low) / (high - low or 1)
-
-    parts = [f'<path d="M60 {bottom}H460{f"M60 30V{bottom}" if up else ""}" stroke="#888"/>',
-             f'<text x="260" y="{bottom + 32}" text-anchor="middle">{across}</text>']
-    for value in (left, (left + right) / 2, right):
-        parts.append(f'<text x="{across_at(value):.0f}" y="{bottom + 16}" '
-                     f'text-anchor="middle">{value:.3g}</text>')
-    for value in (low, (low + high) / 2, high) if up else ():
-        parts.append(f'<text x="50" y="{up_at(value) + 4:.0f}" '
-                     f'text-anchor="end">{value:.3g}</text>')
-    if up:
-        parts.append(f'<text x="60" y="20">{up}</text>')
-    for i, (arm, pairs) in enumerate(found.items()):
-        colour = common.COLOURS[i % len(common.COLOURS)]
-        row = 42 + 24 * i
-        for value, other in pairs:
-            y = up_at(other) if up else row - 4
-            parts.append(f'<circle cx="{across_at(value):.1f}" cy="{y:.1f}" r="4" fill="{colour}" '
-                         'fill-opacity="0.7"/>')
-        parts.append(f'<text x="475" y="{row}" fill="{colour}">{arm}</text>')
-    write_svg(path, f"{across}-{up}" if up else across, parts, bottom + 44)
-
-
-def write_svg(path, name, parts, height):
-    """Write these elements as STUDY-NAME.svg beside the study."""
-    target = Path(path).with_name(f"{Path(path).stem}-{name}.svg")
-    frame = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" font-size="13" '
-             f'font-family="sans-serif"><rect width="760" height="{height}" fill="white"/>')
-    common.write_file(target, "\n".join([frame, *parts, "</svg>"]) + "\n")
-    print(f"wrote {target}")
-
-
 def main(argv):
     try:
         if not argv:
@@ -518,14 +521,12 @@ def main(argv):
             return print(__doc__)
         if argv[0] == "compare":
             return compare(argv[1:])
-        if argv[0] == "plot":
-            if len(argv) != 3:
-                raise InputError("expected: plot STUDY.json SCORE")
-            return plot(argv[1], argv[2])
-        if argv[0] == "dots":
-            if len(argv) not in (3, 4):
-                raise InputError("expected: dots STUDY.json SCORE [SCORE]")
-            return dots(*argv[1:])
+        if argv[0] in ("plot", "dots"):
+            end = argv.index("--arms") if "--arms" in argv else len(argv)
+            if end not in (3, 4):
+                raise InputError(f"expected: {argv[0]} STUDY.json SCORE [SCORE] [--arms ARM ..]")
+            make = plot if argv[0] == "plot" else dots
+            return make(*argv[1:end], arms=argv[end + 1:])
         if len(argv) > 1 and all(Path(name).is_dir() for name in argv):
             print(json.dumps(judges(argv), indent=1))
         elif Path(argv[0]).is_dir():
