@@ -29,9 +29,9 @@ results/README.md:
 
     --rho-weight 2       lambda, for 0.5
     --rho-generator 0    the fraction of lambda rho that G maximises, for 1: E alone learns it
-    --latent 32          latent variables, for 128
+    --latent 0           latent variables: 32 for grey images, 64 for others, for 128
     --codes 0.8          the share of z that are codes N(E(x)) of real images, for none
-    --reconstruction 1   G minimises the squared error of these images' reconstructions, for none
+    --reconstruction 3   G minimises the squared error of these images' reconstructions, for none
     --batch-mix 0.25     the share that E's batches of real images and of fakes swap, for none
     --components 100     samples are drawn from so many Gaussians fitted to the codes, not N(0, I)
     --optimizer adam     at 5e-4 for E and 1e-3 for G, for RMSprop at 1e-4
@@ -85,7 +85,7 @@ def gan_qp_loss(real: Tensor, fake: Tensor, distance: Tensor) -> Tensor:
 
 def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer, real: Tensor, *,
                   gan_loss="qp", latent_loss="pearson", rho_weight=2.0, rho_generator=0.0,
-                  codes=0.8, reconstruction=1.0, batch_mix=0.25,
+                  codes=0.8, reconstruction=3.0, batch_mix=0.25,
                   autocast=contextlib.nullcontext()) -> dict[str, Tensor]:
     """One joint update of E (the discriminator) and G on images (N, C, H, W), uint8 or in [0, 1].
 
@@ -135,14 +135,17 @@ class OGAN(common.Model):
     multiples of 4.
 
     Images are (N, C, H, W) in [0, 1] in and out; `generator` and `encoder` themselves work in
-    [-1, 1]. z is (N, latent). `width` is the channels of the first convolution, `critic` "avg" or
-    "network" (T), `components` the size of the mixture that `sample` takes z from, 0 for N(0, I).
+    [-1, 1]. z is (N, latent), with 0 (N, 32) for images of one channel, else (N, 64). `width` is
+    the channels of the first convolution, `critic` "avg" or "network" (T), `components` the size of
+    the mixture that `sample` takes z from, 0 for N(0, I).
     Errors: InputError for sizes that do not fit.
     """
     METHOD = "ogan"
 
-    def __init__(self, shape: Sequence[int] = (1, 28, 28), latent: int = 32, width: int = 32,
+    def __init__(self, shape: Sequence[int] = (1, 28, 28), latent: int = 0, width: int = 32,
                  critic: str = "avg", components: int = 100):
+        if latent == 0:
+            latent = 32 if shape[0] == 1 else 64
         super().__init__(shape=tuple(shape), latent=latent, width=width, critic=critic,
                          components=components)
         if latent < 2 or critic not in ("avg", "network"):
@@ -265,7 +268,7 @@ class Config(common.RunConfig):
     updates: int = common.option(4_690, "about so many training steps, where --epochs is not given",
                                  low=1)
     batch_size: int = common.option(64, "images in a training step", low=2)
-    latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
+    latent: int = common.option(0, "latent variables; 0: 32 for grey images, 64 for others")
     rho_weight: float = common.option(2.0, "lambda, the weight of the latent loss")
     rho_generator: float = common.option(0.0, "the fraction of the latent loss that G minimises")
     critic: str = common.option("avg", "an image's score: avg E(x), or a small network T(E(x))",
@@ -277,7 +280,7 @@ class Config(common.RunConfig):
     components: int = common.option(100, "Gaussians fitted to the codes of training images, from "
                                     "which samples are drawn; 0: N(0, I)", high=1000)
     codes: float = common.option(0.8, "share of z that are codes of real images", high=1)
-    reconstruction: float = common.option(1.0, "weight, for G, of the squared error of the images "
+    reconstruction: float = common.option(3.0, "weight, for G, of the squared error of the images "
                                           "that these codes are of")
     batch_mix: float = common.option(0.25, "share that E's batches of real images and fakes swap",
                                      high=0.5)
@@ -295,6 +298,11 @@ class Config(common.RunConfig):
              "components": 0, "codes": 0.0, "reconstruction": 0.0, "batch_mix": 0.0,
              "init": "normal", "optimizer": "rmsprop", "lr_encoder": 1e-4, "lr_generator": 1e-4,
              "average": 0.0}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.latent == 1:
+            raise common.InputError("--latent is 1; expected 2 or more, to correlate, or 0")
 
 
 # ---------------------------------------------------------------- scores, pictures, training

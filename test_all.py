@@ -1924,6 +1924,7 @@ def test_sizes_are_checked():
     refused(lambda: infogan.InfoGAN(code_range=0.0), "positive range")
     refused(lambda: infogan.InfoGAN(trunk="half"), "own, shared or detached")
     refused(lambda: ogan.OGAN(latent=1), "2 latent variables or more")
+    assert [ogan.OGAN((c, 8, 8), width=2).latent for c in (1, 2, 3)] == [32, 64, 64]
     refused(lambda: ogan.OGAN(critic="mean"), "avg or network")
     for model in small_models():
         # a convolution would take 30x30, and D would see it beside the generator's 28x28
@@ -3639,6 +3640,9 @@ def test_runs_are_compared_on_one_page():
         assert 'points="50.0,20.0 180.0,113.8"' in charts[0]        # from 0.1 to 0.5, epochs 1 to 3
         refused(lambda: study.main(["compare", "c", "none"]), "none is no run with scores")
         refused(lambda: study.main(["compare"]), "compare RUN RUN")
+        Path("empty").mkdir()
+        for words in (["empty"], ["empty", "c"]):
+            refused(lambda words=words: study.main(words), "expected")
         study.main(["--help"])
         assert "python results/study.py compare" in out.getvalue()
 

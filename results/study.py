@@ -528,10 +528,14 @@ def main(argv):
             make = plot if argv[0] == "plot" else dots
             return make(*argv[1:end], arms=argv[end + 1:])
         if len(argv) > 1 and all(Path(name).is_dir() for name in argv):
-            print(json.dumps(judges(argv), indent=1))
+            with common.blaming(" ".join(argv), "folders of finished runs"):
+                found = judges(argv)
+            print(json.dumps(found, indent=1))
         elif Path(argv[0]).is_dir():
-            lines = Path(argv[0], "metrics.jsonl").read_text().splitlines()
-            print(json.dumps(json.loads(lines[-1]) | measures(argv[0]), indent=1))
+            with common.blaming(argv[0], "the folder of a run that has scores"):
+                lines = Path(argv[0], "metrics.jsonl").read_text().splitlines()
+                found = json.loads(lines[-1]) | measures(argv[0])
+            print(json.dumps(found, indent=1))
         else:
             study(argv[0], argv[1:])
     except InputError as error:
