@@ -3601,7 +3601,7 @@ def test_a_study_is_plotted():
         assert lines == ["70.0,240.0 260.0,40.0 450.0,140.0"] * 2
         record["runs"] = {"a": {"0": {"x": 0.0, "y": [2.0]}, "1": {"x": 1.0, "y": [4.0]}},
                           "b": {"0": {"x": 0.25, "y": [3.0]}, "1": {"y": [9.0]}}}
-        record["before"] = {"b": {"x": [0.5]}}
+        record["others"] = {"b": {"x": [0.5]}, "else": {"x": [0.5], "y.0": [2.0]}}
         Path("s.json").write_text(json.dumps(record))
         study.main(["dots", "s.json", "x"])
         study.main(["dots", "s.json", "x", "y.0"])
@@ -3609,7 +3609,8 @@ def test_a_study_is_plotted():
                   for name in ("x", "x-y.0")]
         assert places == [[("70.0", "38.0"), ("450.0", "38.0"), ("165.0", "62.0"),
                            ("260.0", "62.0")],
-                          [("70.0", "240.0"), ("450.0", "40.0"), ("165.0", "140.0")]]
+                          [("70.0", "240.0"), ("450.0", "40.0"), ("165.0", "140.0"),
+                           ("260.0", "240.0")]]
         study.main(["dots", "s.json", "x", "--arms", "b"])
         assert Path("s-x.svg").read_text().count("<circle") == 2
         for words in (["plot", "s.json", "loss"], ["plot", "s.json"], ["plot", "t.json", "rho"],

@@ -36,7 +36,8 @@ def umap_hdbscan(train, test, classes, seed):
     """The same by density in the plane, whatever classes and seed; -1 is noise."""
     plane = UMAP(n_neighbors=30, min_dist=0.0).fit(train)
     places = [torch.from_numpy(part) for part in (plane.embedding_, plane.transform(test))]
-    found = HDBSCAN(min_cluster_size=500, copy=True).fit_predict(torch.cat(places).numpy())
+    clusterer = HDBSCAN(min_cluster_size=500, min_samples=10, copy=True)      # umap-learn's advice
+    found = clusterer.fit_predict(torch.cat(places).numpy())
     return found[len(train):]
 
 

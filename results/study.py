@@ -18,7 +18,7 @@ run and holds what came out:
     history   scores of which every epoch's value is kept (optional)
     pictures  pictures of each arm's first seed to keep beside the file (optional)
     commit    the code that made the runs, where it is not today's (optional)
-    before    arm -> score -> earlier values, hollow in `dots` (optional)
+    others    name -> score -> values measured elsewhere, as circles in plots (optional)
     runs      arm -> seed -> the last line of metrics.jsonl and the `measures`; or `failed` and why
     summary   arm -> score -> [n, mean, standard deviation, least, greatest]
     compared  arm -> score -> p of `permutation_test` against the first arm
@@ -403,29 +403,40 @@ def plot(path, score, across=None, arms=()):
             points = list(zip(itertools.accumulate(steps), values))
             lines[arm].append([(x, y) for x, y in points if y is not None])
     name = f"{score}-{across}" if across else score
-    draw(path, name, lines, across or "fraction of the training", score)
+    draw(path, name, lines, across or "fraction of the training", score,
+         others(path, across, score) if across else {})
 
 
 def dots(path, across, up=None, arms=()):
-    """Write STUDY-ACROSS.svg beside a study, a dot a run, in a row an arm, those of `before` as
-    circles; or one score against a second, STUDY-ACROSS-UP.svg. InfoGAN's scores in lists are
-    named as accuracy and mi_continuous.0 are. InputError if no run has them."""
-    found, before = {}, {}                                        # arm -> runs of one point
-    earlier = read_study(Path(path))[0].get("before", {})
+    """Write STUDY-ACROSS.svg beside a study, a dot a run, in a row an arm; or one score against a
+    second, STUDY-ACROSS-UP.svg. InfoGAN's scores in lists are named as accuracy and
+    mi_continuous.0 are. InputError if no run has them."""
+    found = {}                                                    # arm -> runs of one point
     for row, (arm, runs) in enumerate(chosen(path, arms).items()):
         scores = [dict(flatten(result)) for result in runs]
         pairs = [(run.get(across), run.get(up) if up else -row) for run in scores]
         found[arm] = [[pair] for pair in pairs if None not in pair]
-        before[arm] = [(x, -row) for x in earlier.get(arm, {}).get(across, []) if up is None]
-    draw(path, f"{across}-{up}" if up else across, found, across, up, before)
+    circles = others(path, across, up or across)
+    if up is None:
+        circles = {arm: [(x, -row) for x, _ in circles.get(arm, ())]
+                   for row, arm in enumerate(found)}
+    draw(path, f"{across}-{up}" if up else across, found, across, up, circles)
 
 
-def draw(path, name, arms, across, up, circles=None):
+def others(path, across, up):
+    """name -> points of these two scores that a study has from elsewhere."""
+    record, _ = read_study(Path(path))
+    return {name: list(zip(scores.get(across, ()), scores.get(up, ())))
+            for name, scores in record.get("others", {}).items()}
+
+
+def draw(path, name, arms, across, up, circles):
     """Write STUDY-NAME.svg: arm -> its runs, each a list of points (x, y), drawn as a dot if it is
-    one and else as a line, beside the mean of the arm's lines; `circles`, arm -> points, are
-    hollow. Without `up` the ys have no scale: they are rows, from 0 down."""
+    one and else as a line, beside the mean of the arm's lines; `circles`, arm or another name ->
+    points, are hollow. Without `up` the ys have no scale: they are rows, from 0 down."""
     points = list(itertools.chain(*itertools.chain(*arms.values())))
-    points += itertools.chain(*(circles or {}).values())
+    arms = arms | {other: [] for other in circles if other not in arms}
+    points += itertools.chain(*circles.values())
     if not points:
         raise InputError(f"{path} has no run with {name}")
     bottom = 250 if up else 30 + 24 * len(arms)
@@ -457,7 +468,7 @@ def draw(path, name, arms, across, up, circles=None):
             parts.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" '
                          f'stroke-width="{width}"/>')
         full = [(run[0], colour) for run in runs if len(run) == 1]
-        hollow = [(point, "none") for point in (circles or {}).get(arm, ())]
+        hollow = [(point, "none") for point in circles.get(arm, ())]
         for point, fill in full + hollow:
             x, y = place(point)
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" '
