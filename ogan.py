@@ -39,7 +39,7 @@ results/README.md:
     --average 0.999      moving averages of all weights sample and encode
     --width 32           half the channels, for a laptop
 
-    python ogan.py         # MNIST: 98 % of the reconstructions keep the digit (n = 5), 5 minutes
+    python ogan.py         # MNIST: 98.7 % of the reconstructions keep the digit (n = 5), 5 minutes
 
     from ogan import OGAN
     model = OGAN.load("runs/ogan-1")
