@@ -1146,18 +1146,21 @@ def chart(lines):
     return f'<svg viewBox="0 0 480 200" role="img">{"".join(parts)}</svg>'
 
 
+def course(history, name):
+    """A score over a run's lines, [(epoch, value), ..]; empty where fewer than two have it."""
+    points = [(line["epoch"], line[name]) for line in history if isinstance(line.get(name), float)]
+    return points if len(points) > 1 else []
+
+
 def charts(history):
-    """The curves of a run's lines: scores before losses, alike ones in one chart; without lines of
-    two epochs none."""
-    names = [name for name in dict.fromkeys(itertools.chain(*history))
-             if sum(isinstance(line.get(name), float) for line in history) > 1]
-    groups = [["accuracy", "nmi", "ari"], ["rho", "reconstruction_error"],
-              [name for name in names if name.startswith("loss_")], ["d_real", "d_fake"],
-              ["e_real", "e_fake"], ["avg_real", "std_real"]]
+    """The curves of a run's lines: scores before losses, alike ones in one chart."""
+    losses = [name for name in dict.fromkeys(itertools.chain(*history)) if name.startswith("loss_")]
+    groups = [["accuracy", "nmi", "ari"], ["rho", "reconstruction_error"], losses,
+              ["d_real", "d_fake"], ["e_real", "e_fake"], ["avg_real", "std_real"]]
     drawn = ""
     for group in groups:
-        lines = {name: [(line["epoch"], line[name]) for line in history
-                        if isinstance(line.get(name), float)] for name in group if name in names}
+        courses = {name: course(history, name) for name in group}
+        lines = {name: points for name, points in courses.items() if points}
         drawn += chart(lines) if lines else ""
     return drawn
 
@@ -1621,6 +1624,14 @@ class Pace:
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f} left"
 
 
+def show_line(line, end=""):
+    """Print a line of progress; on a terminal in place of the one before, and `end` behind it."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{line}", end=end, flush=True)
+    else:
+        print(line, flush=True)
+
+
 class Run:
     """A run: its device, data and folder, and the loop around the training step.
 
@@ -1702,7 +1713,7 @@ class Run:
               f"{self.device} in {self.config.precision}, into {self.folder}\n"
               f"{self.config.epochs} epochs of {self.steps} updates, "
               f"{self.config.epochs * self.steps} in all; the default is about "
-              f"{type(self.config)().updates}", flush=True)
+              f"{type(self.config).updates}", flush=True)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
         threads, cores = self.about["threads"], os.cpu_count()
         if threads > 1 and load + threads > cores + 0.5 and self.device.type == "cpu":
@@ -1773,12 +1784,11 @@ class Run:
         """A function of (done, steps) that shows now and then how far a loop beside the epochs is,
         on a line of its own."""
         pace = Pace(self.QUIET)
-        end = "" if sys.stdout.isatty() else "\n"
 
         def show(done, steps):
             if pace.due(done, steps):
-                clear = "\r\033[K" if end == "" else ""
-                print(f"{clear}{what} {done / steps:4.0%}  {pace.left(steps)}", end=end, flush=True)
+                end = "\n" if done == steps else ""
+                show_line(f"{what} {done / steps:4.0%}  {pace.left(steps)}", end)
         return show
 
     def log(self, values):
@@ -1802,13 +1812,10 @@ class Run:
         means = "  ".join(f"{name} {mean:.3f}" for name, mean in self._means(step).items())
         left = pace.left((self.config.epochs - self.epoch) * self.steps)
         epoch, done = divmod(step - 1, self.steps)
-        line = (f"epoch {self.epoch + epoch + 1}/{self.config.epochs} "
-                f"{(done + 1) / self.steps:4.0%}  {means}  "
-                f"{pace.rate() * self.size:.0f} images/s  {left}")
-        if sys.stdout.isatty():
-            print(f"\r\033[K{line}", end=", scoring" if step == steps else "", flush=True)
-        else:
-            print(line, flush=True)
+        show_line(f"epoch {self.epoch + epoch + 1}/{self.config.epochs} "
+                  f"{(done + 1) / self.steps:4.0%}  {means}  "
+                  f"{pace.rate() * self.size:.0f} images/s  {left}",
+                  end=", scoring" if step == steps else "")
 
     def report(self, scores, figures, best=None):
         """Write all files of the run folder, and as best.pt, for `load`, the epoch in which the

@@ -2547,7 +2547,8 @@ def test_without_labels_what_needs_them_is_left_out():
             run(method)
             last = metrics("run")[-1]
             assert gone not in last
-            assert last["judge_task"] == "orientation" and "frechet" in last
+            assert last["judge_task"] == "orientation"
+            assert last["frechet"] is None or last["frechet"] > 0   # None: the judge guesses
             assert "no labels" in out.getvalue()
 
 

@@ -41,9 +41,14 @@ def umap_hdbscan(train, test, classes, seed):
     return found[len(train):]
 
 
-def main(file, *seeds):
+def main(argv):
+    if not argv:
+        raise common.InputError("expected: FILE.pt [SEED ..]")
+    file, *seeds = argv
     data = common.load_data(file)
-    train, test = (images.flatten(1).float().div(255).numpy()
+    if data.labels is None:
+        raise common.InputError(f"{file} has no labels to score by")
+    train, test = (common.floats(images).flatten(1).numpy()
                    for images in (data.images, data.test_images))
     classes = int(data.labels.max()) + 1
     for seed in map(int, seeds or (0,)):
@@ -60,4 +65,8 @@ def main(file, *seeds):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except common.InputError as error:
+        print(f"clusterers.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -381,13 +381,15 @@ def permutation_test(a, b):
 
 
 def chosen(path, arms):
-    """arm -> its runs' results, of those arms of a study, or of all; InputError for none."""
+    """What a study has of those arms, or of all: arm -> its runs' results; and what it has from
+    elsewhere, name -> score -> values. InputError for an arm without runs."""
     record, _ = read_study(Path(path))
     runs = record.get("runs", {})
     for arm in arms:
         if arm not in runs:
             raise InputError(f"{path} has no runs of {arm!r}; it has some of {', '.join(runs)}")
-    return {arm: list(runs[arm].values()) for arm in arms or record["arms"] if arm in runs}
+    found = {arm: list(runs[arm].values()) for arm in arms or record["arms"] if arm in runs}
+    return found, record.get("others", {})
 
 
 def plot(path, score, across=None, arms=()):
@@ -395,7 +397,8 @@ def plot(path, score, across=None, arms=()):
     a run, a thick one the mean of an arm; or over the sum so far of another history, `seconds`.
     InputError if the study has no such history."""
     lines = {}                                                    # arm -> its runs' points
-    for arm, runs in chosen(path, arms).items():
+    results, others = chosen(path, arms)
+    for arm, runs in results.items():
         lines[arm] = []
         for history in (result.get("history", {}) for result in runs):
             values = history.get(score, [])
@@ -403,8 +406,8 @@ def plot(path, score, across=None, arms=()):
             points = list(zip(itertools.accumulate(steps), values))
             lines[arm].append([(x, y) for x, y in points if y is not None])
     name = f"{score}-{across}" if across else score
-    draw(path, name, lines, across or "fraction of the training", score,
-         others(path, across, score) if across else {})
+    circles = {other: pairs(scores, across, score) for other, scores in others.items() if across}
+    draw(path, name, lines, across or "fraction of the training", score, circles)
 
 
 def dots(path, across, up=None, arms=()):
@@ -412,22 +415,22 @@ def dots(path, across, up=None, arms=()):
     second, STUDY-ACROSS-UP.svg. InfoGAN's scores in lists are named as accuracy and
     mi_continuous.0 are. InputError if no run has them."""
     found = {}                                                    # arm -> runs of one point
-    for row, (arm, runs) in enumerate(chosen(path, arms).items()):
+    results, others = chosen(path, arms)
+    for row, (arm, runs) in enumerate(results.items()):
         scores = [dict(flatten(result)) for result in runs]
-        pairs = [(run.get(across), run.get(up) if up else -row) for run in scores]
-        found[arm] = [[pair] for pair in pairs if None not in pair]
-    circles = others(path, across, up or across)
-    if up is None:
-        circles = {arm: [(x, -row) for x, _ in circles.get(arm, ())]
+        points = [(run.get(across), run.get(up) if up else -row) for run in scores]
+        found[arm] = [[point] for point in points if None not in point]
+    if up:
+        circles = {other: pairs(scores, across, up) for other, scores in others.items()}
+    else:
+        circles = {arm: [(x, -row) for x in others.get(arm, {}).get(across, ())]
                    for row, arm in enumerate(found)}
     draw(path, f"{across}-{up}" if up else across, found, across, up, circles)
 
 
-def others(path, across, up):
-    """name -> points of these two scores that a study has from elsewhere."""
-    record, _ = read_study(Path(path))
-    return {name: list(zip(scores.get(across, ()), scores.get(up, ())))
-            for name, scores in record.get("others", {}).items()}
+def pairs(scores, across, up):
+    """Points of two of the scores, name -> values."""
+    return list(zip(scores.get(across, ()), scores.get(up, ())))
 
 
 def draw(path, name, arms, across, up, circles):
@@ -463,7 +466,7 @@ def draw(path, name, arms, across, up, circles):
         colour = common.COLOURS[i % len(common.COLOURS)]
         lines = [run for run in runs if len(run) > 1]
         mean = [[statistics.fmean(values) for values in zip(*at)] for at in zip(*lines)]
-        for line, width in [(line, 0.7) for line in lines] + [(mean, 3)]:
+        for line, width in [(line, 0.7) for line in lines] + [(mean, 3)] * (len(lines) > 0):
             corners = " ".join("{:.1f},{:.1f}".format(*place(point)) for point in line)
             parts.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" '
                          f'stroke-width="{width}"/>')
@@ -513,9 +516,8 @@ def compare(folders):
                 rows += f"<td>{'' if value is None else html.escape(text)}"
     curves = ""
     for key in dict.fromkeys(itertools.chain(*itertools.chain(*histories.values()))):
-        lines = {name: [(line["epoch"], line[key]) for line in history
-                        if isinstance(line.get(key), float)] for name, history in histories.items()}
-        lines = {name: points for name, points in lines.items() if len(points) > 1}
+        courses = {name: common.course(history, key) for name, history in histories.items()}
+        lines = {name: points for name, points in courses.items() if points}
         if lines and key not in ("seconds", "images_per_second"):
             curves += f"<figure>{common.chart(lines)}<figcaption>{key}</figcaption></figure>"
     common.write_file("compare.html", common.PAGE.format(
