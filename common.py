@@ -1,4 +1,4 @@
-"""common.py: what infogan.py and ogan.py share, and nothing about either paper.
+"""common.py: what infogan.py and ogan.py share.
 
 Networks, the models' base, data, scores, pictures, options, files, the run, in this order. Images
 are float tensors (N, C, H, W) in [0, 1] unless uint8 is said.
@@ -56,8 +56,9 @@ class InputError(ValueError):
 
 # ---------------------------------------------------------------- network blocks
 
-def stage_channels(shape, width):
-    """The channels of the stride-2 stages that images of `shape` (C, H, W) need.
+def stages(shape, width):
+    """The convolutions of stride 2 that images of `shape` (C, H, W) need: channels, kernel and
+    stride of each, and the height and width that are left after them.
 
     Up to 32 pixels it is two stages, the InfoGAN paper's for MNIST; beyond, as many as bring the
     longer side under 8: 3 for 40 to 56 pixels, 4 for 64 to 112, 5 for 128 to 224. The first has
@@ -65,27 +66,20 @@ def stage_channels(shape, width):
     once it is odd. Errors: InputError unless it has a factor of 4 and the longer can be halved so
     often.
     """
-    side = max(shape[1:])
-    stages = 2
-    while side > 32 and side >> stages >= 8:
-        stages += 1
-    multiple = 2**stages
-    if min(shape) < 1 or side % multiple or min(shape[1:]) % 4:
-        raise InputError(f"images of {'x'.join(map(str, shape))} do not fit the networks; pad or "
-                         f"crop them, the longer side to multiples of {multiple}, the other of 4")
-    return [width * min(2**stage, 8) for stage in range(stages)]
-
-
-def stage_strides(shape, count):
-    """The strides (height, width) of so many stages, 2 or for a side that is odd by then 1, and the
-    height and width that are left after them."""
     h, w = shape[1:]
-    strides = []
-    for _ in range(count):
-        stride = 2 - h % 2, 2 - w % 2
-        h, w = h // stride[0], w // stride[1]
-        strides.append(stride)
-    return strides, (h, w)
+    side = max(h, w)
+    count = 2
+    while side > 32 and side >> count >= 8:
+        count += 1
+    if min(shape) < 1 or side % 2**count or min(h, w) % 4:
+        raise InputError(f"images of {'x'.join(map(str, shape))} do not fit the networks; pad or "
+                         f"crop them, the longer side to multiples of {2**count}, the other of 4")
+    found = []
+    for stage in range(count):
+        down, right = 2 - h % 2, 2 - w % 2
+        found.append((width * min(2**stage, 8), (down + 2, right + 2), (down, right)))
+        h, w = h // down, w // right
+    return found, (h, w)
 
 
 class Float32(nn.Module):
@@ -99,19 +93,18 @@ def convolutional_trunk(shape, width, slope):
     """Images (N, C, H, W) to features (N, 16 width): the InfoGAN paper's D without its head.
 
     With `width` 64 and 28x28 pixels its layers have 64 and 128 channels and 1024 units; larger
-    images have more stages (`stage_channels`). `slope` is the leaky ReLU's.
+    images have more `stages`. `slope` is the leaky ReLU's.
     """
-    channels = stage_channels(shape, width)
-    strides, (h, w) = stage_strides(shape, len(channels))
+    found, (h, w) = stages(shape, width)
     before = shape[0]
     layers = []
-    for i, stride in enumerate(strides):                            # (N, channels[i], h / 2, w / 2)
-        kernel = stride[0] + 2, stride[1] + 2
-        layers.append(nn.Conv2d(before, channels[i], kernel, stride, 1, bias=i == 0))
-        if i > 0:
-            layers.append(nn.BatchNorm2d(channels[i]))
+    for channels, kernel, stride in found:                          # (N, channels, h / 2, w / 2)
+        first = not layers
+        layers.append(nn.Conv2d(before, channels, kernel, stride, 1, bias=first))
+        if not first:
+            layers.append(nn.BatchNorm2d(channels))
         layers.append(nn.LeakyReLU(slope))
-        before = channels[i]
+        before = channels
     return nn.Sequential(
         *layers, nn.Flatten(), nn.Linear(before * h * w, 16 * width, bias=False),
         nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))            # (N, 16 width)
@@ -122,17 +115,16 @@ def convolutional_generator(inputs, shape, width, activation):
 
     `activation`, a module such as nn.Sigmoid(), turns the last layer's output into pixels.
     """
-    channels = stage_channels(shape, width)
-    strides, (h, w) = stage_strides(shape, len(channels))
-    units = channels[-1] * h * w
+    found, (h, w) = stages(shape, width)
+    before = found[-1][0]
     layers = [
         nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),
-        nn.Linear(16 * width, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(),
-        nn.Unflatten(1, (channels[-1], h, w))]
-    for i in range(len(channels) - 1, -1, -1):                      # (N, channels[i - 1], 2 h, 2 w)
-        kernel = strides[i][0] + 2, strides[i][1] + 2
-        after = channels[i - 1] if i > 0 else shape[0]              # at the end (N, C, H, W)
-        layers.append(nn.ConvTranspose2d(channels[i], after, kernel, strides[i], 1, bias=i == 0))
+        nn.Linear(16 * width, before * h * w, bias=False), nn.BatchNorm1d(before * h * w),
+        nn.ReLU(), nn.Unflatten(1, (before, h, w))]
+    for i in range(len(found) - 1, -1, -1):
+        channels, kernel, stride = found[i]
+        after = found[i - 1][0] if i > 0 else shape[0]              # (N, after, 2 h, 2 w)
+        layers.append(nn.ConvTranspose2d(channels, after, kernel, stride, 1, bias=i == 0))
         if i > 0:
             layers += [nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers, Float32(), activation)
@@ -222,6 +214,13 @@ def evaluating(model):
             module.training = training
 
 
+def load_state(part, state, device):
+    """Load the state of a model or an optimiser, which may have trained on another device."""
+    for group in state.get("param_groups", ()):
+        group["capturable"] = device.type == "cuda"
+    part.load_state_dict(state)
+
+
 def batch_for(shape):
     """How many images of `shape` are evaluated at a time: 1000 of MNIST's, fewer of larger ones."""
     return max(1, min(1000, 3_000_000 // math.prod(shape)))
@@ -235,7 +234,7 @@ def in_batches(function, tensor, size=None):
 
 class Model(nn.Module):
     """The base of both methods' models: images are checked at the border, many are taken a few at a
-    time, files are written and read. A subclass has a METHOD and a `generator`."""
+    time, files are written and read. A subclass has a METHOD, a `generator` and a `latent_size`."""
     G_PARTS = ("generator.",)                         # names of the weights of G's player begin so
 
     def __init__(self, **options):
@@ -291,9 +290,9 @@ class Model(nn.Module):
             refuse_outside(images)
         else:
             self.extremes.append(torch.stack(images.aminmax()))
-            if len(self.extremes) in (1, 100) and not torch.cuda.is_current_stream_capturing():
+            if len(self.extremes) in (1, 101) and not torch.cuda.is_current_stream_capturing():
                 refuse_outside(torch.stack(self.extremes))
-                self.extremes = self.extremes[:1]     # so the next look is at the 100th after this
+                self.extremes = self.extremes[:1]     # so the next look is a hundred steps on
         return ready
 
     def evaluate(self, function, images):
@@ -319,17 +318,19 @@ class Model(nn.Module):
         write_file(path, {"method": self.METHOD, "options": self.options,
                           "model": self.state_dict(), "optimizers": states})
 
-    def take(self, path: str | Path) -> None:
-        """Begin from the weights in a run folder or saved file, as far as names and shapes fit, and
-        print what stays new; InputError if none fits."""
-        saved, own = read_checkpoint(path, self.METHOD)["model"], self.state_dict()
-        fits = {name: saved[name] for name, value in own.items()
-                if name in saved and saved[name].shape == value.shape}
-        if not fits:
-            raise InputError(f"{path}: none of its weights fits networks of {self.options}")
+    def take(self, path: str | Path) -> list[str]:
+        """Begin from the weights in a run folder or saved file, as far as names and shapes fit;
+        prints and returns the names of what stays new. InputError if no layer's weight fits."""
+        state, own = read_checkpoint(path, self.METHOD), self.state_dict()
+        fits = {name: state["model"][name] for name, value in own.items()
+                if name in state["model"] and state["model"][name].shape == value.shape}
+        if not any(weight.ndim > 1 and name in fits for name, weight in self.named_parameters()):
+            raise InputError(f"{path} has weights for {state['options']}; none fits networks of "
+                             f"{self.options}")
         self.load_state_dict(fits, strict=False)
-        new = ", ".join(name for name in own if name not in fits)
-        print(f"{path}: {len(fits)} of {len(own)} weights taken; new: {new or 'none'}")
+        new = [name for name in own if name not in fits]
+        print(f"{path}: {len(fits)} of {len(own)} weights taken; new: {', '.join(new) or 'none'}")
+        return new
 
     def load_optimizers(self, path: str | Path, **optimizers: torch.optim.Optimizer) -> None:
         """Bring optimisers by name to where they were at `save`; InputError if it kept others."""
@@ -337,7 +338,7 @@ class Model(nn.Module):
         with blaming(path, f"the optimisers {', '.join(optimizers)} of this {self.METHOD}.py"):
             saved = state["parts"] if "parts" in state else state["optimizers"]
             for name, optimizer in optimizers.items():
-                optimizer.load_state_dict(saved[name])
+                load_state(optimizer, saved[name], self.device)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu"):
@@ -554,8 +555,8 @@ def read_file(path):
 
 def own_data(path, parts):
     """The Data of a user's images, from a list of them, labels, test images and labels, or None.
-    Without test images a random tenth is held out, the same each time; under twenty images serve
-    both ends."""
+    Those of a FILE.pt come in a random order, the same each time: theirs may be that of classes.
+    Without test images the first tenth is held out; under twenty images serve both ends."""
     images = own_images(path, "images", parts.pop(0))  # what they were before is free now
     labels, test, test_labels = parts
     labels = own_labels(path, "images", labels, len(images))
@@ -568,16 +569,22 @@ def own_data(path, parts):
         if (labels is None) != (test_labels is None):
             raise InputError(f"--data {path} has labels for one of `images` and `test_images`; "
                              "give `labels` and `test_labels`, or neither")
-    elif len(images) < 20:
-        test, test_labels = images, labels
-    else:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        tenth = len(images) // 10
+    if test is None or Path(path).suffix == ".pt":
+        if test is not None:                          # a copy, before its memory may be reordered
+            order = random_order(test)
+            test = test[order]
+            test_labels = None if labels is None else test_labels[order]
+        order = random_order(images)
         images = reorder(images.contiguous(), order.tolist())
+        labels = None if labels is None else labels[order]
+    if test is None and len(images) < 20:
+        test, test_labels = images, labels
+    elif test is None:
+        tenth = len(images) // 10
         test, images = images[:tenth], images[tenth:]
         if labels is not None:
-            test_labels, labels = labels[order[:tenth]], labels[order[tenth:]]
-    if labels is not None and int(labels.max()) >= len(labels):     # numbered otherwise: counted
+            test_labels, labels = labels[:tenth], labels[tenth:]
+    if labels is not None and max(labels.max(), test_labels.max()) >= len(labels):  # any numbers
         classes = torch.cat([labels, test_labels, torch.tensor([-1])]).unique()
         labels = torch.searchsorted(classes, labels) - 1
         test_labels = torch.searchsorted(classes, test_labels) - 1
@@ -593,6 +600,11 @@ def own_data(path, parts):
             print(f"{path}: the largest class has {share:.0%} of the images; an accuracy means "
                   "something above that")
     return Data(Path(path).name, images, labels, test, test_labels)
+
+
+def random_order(images):
+    """Their indices in a random order, the same each time."""
+    return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
 
 
 def reorder(images, order):
@@ -810,9 +822,7 @@ def clustering_scores(clusters, labels):
     n, counts = len(labels), table.double()
     match = assignment(table)
     accuracy = float(counts[match >= 0, match[match >= 0]].sum()) / n
-    entropies = 0.0
-    for p in (counts.sum(1) / n, counts.sum(0) / n):
-        entropies -= torch.special.xlogy(p, p).sum()
+    entropies = sum(torch.special.entr(counts.sum(axis) / n).sum() for axis in (1, 0))
     nmi = float(2 * discrete_information(counts) / entropies) if entropies > 0 else 1.0
 
     def pairs(c):
@@ -920,7 +930,8 @@ class Judge(nn.Module):
         """The judge of this data set, on its device in eval mode: three epochs of Adam over the
         training images, on the CPU, from seed 0. torch's random state stays as it was."""
         if task is None:
-            task = "orientation" if data.labels is None else "classes"
+            known = 0 if data.labels is None else int((data.labels >= 0).sum())
+            task = "orientation" if known < 2 else "classes"
         images, labels, classes = data.images.cpu(), None, len(cls.FLIPS)
         if task == "classes":
             images, labels = labelled(images, data.labels.cpu())
@@ -1007,10 +1018,13 @@ def sheet(images, columns):
 def save_grid(images: Tensor | list[Tensor], path: str | Path, columns: int = 10) -> None:
     """Write images, uint8 or in [0, 1]: (N, C, H, W) to one PNG, `columns` to a row; (C, H, W) to
     one as it is; (N, C, H, W) to one each where `path` is no .png but a folder. InputError."""
-    if isinstance(images, (list, tuple)) and images and all(map(torch.is_tensor, images)):
-        images = torch.stack(images)
-    if not torch.is_tensor(images) or images.ndim not in (3, 4) or not images.numel():
-        raise InputError(f"images are {described(images)}; expected (N, C, H, W) or (C, H, W)")
+    if isinstance(images, (list, tuple)) and all(map(torch.is_tensor, images)):
+        alike = len({image.shape for image in images}) == 1
+        images = torch.stack(images) if alike else images
+    known = torch.is_tensor(images) and images.ndim in (3, 4) and images.numel() > 0
+    if not known or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise InputError(f"images are {described(images)}; expected (N, C, H, W) or (C, H, W), all "
+                         "of one size, uint8 or float")
     if images.is_floating_point():
         refuse_outside(images)
     images, path = floats(images), Path(path)
@@ -1595,17 +1609,18 @@ def average_gradients(optimizer, *_):
 # ---------------------------------------------------------------- the run
 
 class Pace:
-    """When the line of a loop is due, twice a second on a terminal and else after `quiet` seconds,
-    and its rate over the last minute."""
+    """The line of a loop: when it is due, twice a second on a terminal and else after `quiet`
+    seconds, and the loop's rate over the last minute."""
 
     def __init__(self, quiet):
-        self.interval = 0.5 if sys.stdout.isatty() else quiet
+        self.live = sys.stdout.isatty()
+        self.interval = 0.5 if self.live else quiet
         self.marks = [(time.perf_counter(), 0)]        # when which step was shown
 
     def due(self, step, steps):
         """Whether to show that so many steps of all are done; on a terminal always the last."""
         now = time.perf_counter()
-        last = step == steps and sys.stdout.isatty()
+        last = step == steps and self.live
         if not last and now - self.marks[-1][0] <= self.interval:
             return False
         self.marks.append((now, step))
@@ -1623,13 +1638,9 @@ class Pace:
         seconds = (steps - self.marks[-1][1]) / self.rate()
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f} left"
 
-
-def show_line(line, end=""):
-    """Print a line of progress; on a terminal in place of the one before, and `end` behind it."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{line}", end=end, flush=True)
-    else:
-        print(line, flush=True)
+    def show(self, line, end=""):
+        """Print the line; on a terminal in place of the one before, and `end` behind it."""
+        print(f"\r\033[K{line}" if self.live else line, end=end if self.live else "\n", flush=True)
 
 
 class Run:
@@ -1681,9 +1692,11 @@ class Run:
         torch.manual_seed(config.seed)
 
     def restore(self, **parts):
-        """Name the parts that a checkpoint keeps, `model` among them, and take up where the run in
-        config.resume stood; or make a new folder."""
+        """Name the parts that a checkpoint keeps, `model` and `average` among them, and take up
+        where the run in config.resume stood; or make a new folder. `new_weights` are those of the
+        model, by name, that neither a run nor config.from_ had."""
         self.parts = parts
+        self.new_weights = [] if self.config.from_ else list(parts["model"].state_dict())
         method = self.config.METHOD
         self.folder = Path(self.config.out)
         if self.config.resume:
@@ -1692,7 +1705,7 @@ class Run:
             with blaming(path, f"a run of this {method}.py"):
                 self._take_up(read_checkpoint(path, method))
         elif self.config.from_:
-            parts["model"].take(self.config.from_)
+            self.new_weights = parts["model"].take(self.config.from_)
             parts["average"].model.load_state_dict(parts["model"].state_dict())
         for part in parts.values() if self.processes > 1 else ():
             if isinstance(part, torch.optim.Optimizer):
@@ -1735,9 +1748,7 @@ class Run:
             raise InputError(f"--epochs {self.config.epochs} is less than the {state['epoch']} "
                              f"that {self.folder} has done")
         for name, part in self.parts.items():
-            for group in state["parts"][name].get("param_groups", ()):
-                group["capturable"] = self.device.type == "cuda"    # it may have trained elsewhere
-            part.load_state_dict(state["parts"][name])
+            load_state(part, state["parts"][name], self.device)
         self.epoch = self.ended = state["epoch"]
         self.history = state["history"]
         if self.is_new:
@@ -1788,7 +1799,7 @@ class Run:
         def show(done, steps):
             if pace.due(done, steps):
                 end = "\n" if done == steps else ""
-                show_line(f"{what} {done / steps:4.0%}  {pace.left(steps)}", end)
+                pace.show(f"{what} {done / steps:4.0%}  {pace.left(steps)}", end)
         return show
 
     def log(self, values):
@@ -1812,7 +1823,7 @@ class Run:
         means = "  ".join(f"{name} {mean:.3f}" for name, mean in self._means(step).items())
         left = pace.left((self.config.epochs - self.epoch) * self.steps)
         epoch, done = divmod(step - 1, self.steps)
-        show_line(f"epoch {self.epoch + epoch + 1}/{self.config.epochs} "
+        pace.show(f"epoch {self.epoch + epoch + 1}/{self.config.epochs} "
                   f"{(done + 1) / self.steps:4.0%}  {means}  "
                   f"{pace.rate() * self.size:.0f} images/s  {left}",
                   end=", scoring" if step == steps else "")

@@ -44,8 +44,8 @@ and lambda is 0.1 for continuous codes (the paper: "smaller"; the code: 1).
 """
 
 import contextlib
+import itertools
 import math
-import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,8 +108,8 @@ def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimiz
 
     The options are Config's. `autocast` is entered for the forward passes of each update, never
     across one: it may keep copies of weights that change there. Returns detached scalars: loss_d,
-    loss_g and, weighted, loss_information (of G's update), loss_invariance and loss_naming, unless
-    their weight is 0; mean D(x) and D(G) in D's update, d_real and d_fake.
+    loss_g and, weighted, loss_information (of G's update) and where they are taken loss_invariance
+    and loss_naming; mean D(x) and D(G) in D's update, d_real and d_fake.
     Errors: InputError for images of another shape or type.
     """
     weights = {"code_range": model.code_range, "lambda_categorical": lambda_categorical,
@@ -148,9 +148,7 @@ def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimiz
             _, of_fake = common.mixed(model.d_trunk, real, fake, batch_mix)
         else:
             of_fake = model.d_trunk(fake)
-        fake_logit, codes = model.heads(of_fake)
-        if model.q_trunk is not None:
-            codes = codes._replace(categorical=model.categorise(fake))
+        fake_logit, codes = model.heads(of_fake, images=fake)
     losses["loss_g"] = generator_loss(fake_logit)
     losses["loss_information"] = information_loss(codes, target, **weights)
     loss = losses["loss_g"] + losses["loss_information"]
@@ -241,21 +239,22 @@ class InfoGAN(common.Model):
     def forward(self, images: Tensor) -> tuple[Tensor, Codes]:
         """D and Q: images (N, C, H, W) in [0, 1] to real-or-fake logits (N,) and Codes."""
         images = self.floats(images)
-        logit, codes = self.heads(self.d_trunk(images))
-        if self.q_trunk is not None:
-            codes = codes._replace(categorical=self.categorise(images))
-        return logit, codes
+        return self.heads(self.d_trunk(images), images=images)
 
-    def heads(self, features, detach_trunk=False):
-        """D, and Q as far as it is on D's trunk: the trunk's features (N, 16 width) to logits (N,)
-        and Codes; detach_trunk keeps Q's gradient from the trunk."""
+    # What follows takes images that `floats` or G made.
+
+    def heads(self, features, detach_trunk=False, images=None):
+        """D and Q from the features (N, 16 width) of D's trunk, from which detach_trunk keeps Q's
+        gradient: logits (N,) and Codes. Categories with a trunk of their own are those of `images`,
+        or left out."""
         logit = self.d_head(features)
         if detach_trunk:
             features = features.detach()
         output = features[:, :0] if self.code_head is None else self.code_head(features)
-        return logit, self.split_output(output)
-
-    # What follows takes images that `floats` or G made.
+        codes = self.split_output(output)
+        if self.q_trunk is not None and images is not None:
+            codes = codes._replace(categorical=self.categorise(images))
+        return logit, codes
 
     def categorise(self, images):
         """Q's own trunk: images (N, C, H, W) to the categories' logits, (N, K) each."""
@@ -287,9 +286,9 @@ class InfoGAN(common.Model):
         """n latents from the prior on the model's device, the codes that are given held fixed.
 
         categorical: a category of the first code for all, (n,) one for each, or (n, m) for the
-        first m codes; or a list of one for each code, None for one to draw. continuous: what
-        broadcasts to (n, continuous), None in a list for a code to draw; beyond the prior's range
-        it extrapolates. rng: in place of torch's global numbers.
+        first m codes. continuous: what broadcasts to (n, continuous); beyond the prior's range it
+        extrapolates. Either may be a list with None in it, for codes to draw, and a number or (n,)
+        for each other. rng: in place of torch's global numbers.
         Errors: InputError for other codes.
         """
         random = {"device": self.device, "generator": rng}
@@ -302,44 +301,45 @@ class InfoGAN(common.Model):
         if categorical is not None:
             columns = self._given_categories(categorical, n, columns)
         if continuous is not None:
-            drawn = [False]
-            if isinstance(continuous, (list, tuple)) and None in continuous:
-                drawn = [value is None for value in continuous]
-                continuous = [value or 0.0 for value in continuous]
-            given = torch.as_tensor(continuous, dtype=torch.float32, device=self.device)
+            given = self._given(continuous, values.unbind(1))
             try:
-                values = torch.where(torch.tensor(drawn, device=self.device), values, given)
-                fits = values.shape == (n, self.continuous) and bool(values.isfinite().all())
-            except RuntimeError:
-                fits = False
-            if not fits:
-                raise common.InputError(f"continuous is {given.tolist()}; expected finite numbers "
-                                        f"that broadcast to ({n}, {self.continuous})")
+                values = given.float().expand_as(values)
+            except (AttributeError, RuntimeError):
+                given = None
+            if given is None or not values.isfinite().all():
+                asked = " ".join(str(continuous).split())
+                raise common.InputError(f"continuous is {asked}; expected finite numbers that "
+                                        f"broadcast to ({n}, {self.continuous})")
         onehots = [F.one_hot(column, k) for column, k in zip(columns, self.categorical)]
         return torch.cat([noise, *onehots, values], 1).to(next(self.parameters()))
 
+    def _given(self, codes, drawn):
+        """Codes that a user gave as a tensor: of a list with None in it the columns of `drawn`,
+        (n,) each, but for what is not None. None where that makes no tensor."""
+        try:
+            if isinstance(codes, (list, tuple)) and any(value is None for value in codes):
+                columns = []
+                for value, one in itertools.zip_longest(codes, drawn):
+                    value = one if value is None else torch.as_tensor(value, device=self.device)
+                    columns.append(value.expand_as(one))
+                codes = torch.stack(columns, 1)
+            return torch.as_tensor(codes, device=self.device)
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            return None
+
     def _given_categories(self, categorical, n, columns):
         """`columns`, drawn ones (n,) a code, where `sample_latent` was given categories these."""
-        asked, kept = categorical, []
-        if isinstance(categorical, (list, tuple)) and None in categorical:
-            kept = [i for i, value in enumerate(categorical) if value is None]
-            try:
-                row = [0 if value is None else operator.index(value) for value in categorical]
-            except TypeError:                         # no whole number
-                row = [-1]
-            categorical = torch.tensor(row).expand(n, -1)
-        given = torch.as_tensor(categorical, device=self.device)
-        if given.ndim == 0 or given.shape == (n,):
+        given = self._given(categorical, columns)
+        if given is not None and (given.ndim == 0 or given.shape == (n,)):
             given = given.expand(n)[:, None]
         sizes = torch.tensor(self.categorical, device=self.device)
-        fits = given.ndim == 2 and len(given) == n and given.shape[1] <= len(sizes)
-        if not fits or given.is_floating_point() or (given < 0).any() or (
+        fits = given is not None and given.ndim == 2 and given.shape[1] <= len(sizes)
+        if not fits or len(given) != n or given.is_floating_point() or (given < 0).any() or (
                 given >= sizes[:given.shape[1]]).any():
-            raise common.InputError(
-                f"categorical is {' '.join(str(asked).split())}; expected whole numbers from 0 to "
-                f"below {self.categorical}: one, ({n},) or ({n}, {len(sizes)})")
-        held = [*given.long().unbind(1), *columns[given.shape[1]:]]
-        return [columns[i] if i in kept else column for i, column in enumerate(held)]
+            asked = " ".join(str(categorical).split())
+            raise common.InputError(f"categorical is {asked}; expected whole numbers from 0 to "
+                                    f"below {self.categorical}: one, ({n},) or ({n}, {len(sizes)})")
+        return [*given.long().unbind(1), *columns[given.shape[1]:]]
 
     def split_latent(self, latent: Tensor) -> Latent:
         """Latents (N, noise + codes) as a Latent."""
@@ -511,7 +511,8 @@ def merged(joint: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
 
 
 def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8, rate: float = 1e-3,
-            batch_size: int = 128, autocast=contextlib.nullcontext(), progress=None) -> None:
+            batch_size: int = 128, autocast=contextlib.nullcontext(),
+            progress=lambda done, updates: None) -> None:
     """Before the first step: teach Q its first category, and find `model.shares`, on real images
     (N, C, H, W) alone, uint8 or in [0, 1], each paired with one of its nearest neighbours, both
     warped (as pairs: SCAN, Van Gansbeke et al. 2020).
@@ -520,7 +521,7 @@ def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8,
     trunk by `invariance_loss`, with equal shares, and the surest is taken. Of a model that is
     `unequal` half of them have twice the categories, which are then `merged`: large classes take up
     several, small ones one (over-clustering: IIC). Q's head learns from it in the last sixth.
-    `progress` is called with the number of updates done and of all.
+    `progress` is called with the number of updates done and of all, 2 at least.
     Errors: InputError for images that do not fit, or a model without such a trunk.
     """
     if model.q_trunk is None:
@@ -571,18 +572,17 @@ def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8,
             for chosen in parts[:min(last - first, max(1, len(images) // batch_size))]:
                 step(chosen)
                 first += 1
-                if progress is not None:
-                    progress(first, updates)
+                progress(first, updates)
 
-    lessons = max(1, updates // 6)
-    taught = max(1, updates - lessons)
-    repeat(learn, 0, taught)
+    updates = max(2, updates)
+    learned = updates - max(1, updates // 6)
+    repeat(learn, 0, learned)
     choices = [merged(joint / joint.sum(), k) for joint in joints]
     best = max(range(heads), key=lambda i: choices[i][2])
     groups, shares = choices[best][0].to(model.device), choices[best][1]
     if model.unequal:
         model.shares.copy_(shares)
-    repeat(teach, taught, taught + lessons)
+    repeat(teach, learned, updates)
 
 
 # ---------------------------------------------------------------- configuration
@@ -604,7 +604,8 @@ class Config(common.RunConfig):
         -1.0, "share that D's batches of real images and fakes swap; -1: 0.25 beyond 32 pixels, "
         "where D else misses what all fakes have in common, and none up to that", -1, 0.5)
     invariance: float = common.option(10.0, "weight of the invariance loss, on warped real images")
-    warm_up: int = common.option(1400, "updates of Q alone before the first epoch, on neighbours")
+    warm_up: int = common.option(1400, "updates of Q alone before the first epoch, on neighbours; "
+                                 "none with --invariance 0")
     naming: float = common.option(
         5.0, "weight of the naming loss: c2 tells a real image's known shear, c3 its widening")
     unequal: bool = common.option(True, "the first category's values come as often as the warm-up "
@@ -673,7 +674,11 @@ def figures(model: InfoGAN, confusion=()) -> dict:
     columns = model.sample_latent(10, rng=rng)
     rows = model.sample_latent(10, rng=rng)
     names = [str(row) for row in range(10)]
-    shown = {"samples": common.Figure(common.grid(model.decode(samples), 10), "Samples.")}
+
+    def picture(latent, caption, rows=(), columns=()):
+        return common.Figure(common.grid(model.decode(latent), 10), caption, rows, columns)
+
+    shown = {"samples": picture(samples, "Samples.")}
     start = model.noise                                           # where a code's columns begin
     for i, k in enumerate(model.categorical, 1):
         latent = columns.repeat(k, 1)
@@ -684,17 +689,16 @@ def figures(model: InfoGAN, confusion=()) -> dict:
             for value, counts in enumerate(confusion):
                 if any(counts):
                     labels[value] += f" ({counts.index(max(counts))})"
-        shown[f"traversal{i}" if i > 1 else "traversal"] = common.Figure(
-            common.grid(model.decode(latent), 10), f"A row is a category of c{i}.", labels)
+        shown[f"traversal{i}" if i > 1 else "traversal"] = picture(
+            latent, f"A row is a category of c{i}.", labels)
         start += k
     codes = [f"c{len(model.categorical) + 1 + j}" for j in range(model.continuous)]
     sweep = torch.linspace(-2, 2, 10, device=model.device) * model.code_range
     for j, name in enumerate(codes):
         latent = rows.repeat_interleave(10, 0)
         latent[:, start + j] = sweep.repeat(len(rows))
-        shown[name] = common.Figure(
-            common.grid(model.decode(latent), 10), f"{name} over twice its range.", names,
-            [f"{value:.1f}" for value in sweep.tolist()])
+        values = [f"{value:.1f}" for value in sweep.tolist()]
+        shown[name] = picture(latent, f"{name} over twice its range.", names, values)
     if model.continuous == 0:
         return shown
 
@@ -737,11 +741,11 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
         average.update(model)
         return losses
 
-    shown = figures(average.model)
     if run.is_new:
+        shown = figures(average.model)
         run.report({}, shown)
-        begins = config.epochs and not config.from_
-        if begins and config.warm_up and config.invariance and model.q_trunk is not None:
+        q_is_new = any(name.startswith("q_") for name in run.new_weights)
+        if config.epochs and config.warm_up and config.invariance and q_is_new:
             began = time.perf_counter()
             warm_up(model, run.data.images, config.warm_up, batch_size=config.batch_size,
                     autocast=autocast, progress=run.progress("warming up"))
@@ -754,8 +758,7 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
         for real in run.batches():
             run.log(step(real))
         found = scores(average.model, run.data, config.samples)
-        shown = figures(average.model, found.get("confusion", ()))
-        run.report(found, shown)
+        run.report(found, figures(average.model, found.get("confusion", ())))
     judge = common.Judge.for_data(run.data)
     found = scores(average.model, run.data, config.samples, judge)
     run.report(found, figures(average.model, found.get("confusion", ())))

@@ -80,7 +80,7 @@ def pearson_correlation(u: Tensor, v: Tensor) -> Tensor:
 def gan_qp_loss(real: Tensor, fake: Tensor, distance: Tensor) -> Tensor:
     """avg E(x) - avg E(G(z)) + R, for E, from the scores of real and fake images and the mean
     squared pixel distance of each pair, in [-1, 1]; (N,) thrice. R's 1/4 is the author's code's."""
-    return (real - fake + (real - fake) ** 2 / (4 * distance)).mean()
+    return (real - fake + (real - fake) ** 2 / (4 * distance.clamp(min=1e-8))).mean()
 
 
 def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer, real: Tensor, *,
@@ -91,7 +91,7 @@ def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer,
 
     The options are Config's; `autocast` is entered for the forward pass. Returns detached scalars:
     loss_e, loss_g and, weighted, loss_latent, of which G minimises the fraction rho_generator, and
-    unless its weight is 0 loss_reconstruction, G's; the mean scores e_real and e_fake.
+    where it is taken loss_reconstruction, G's; the mean scores e_real and e_fake.
     Errors: InputError for images of another shape or type, or an unknown loss.
     """
     e_loss, g_loss = chosen(GAN_LOSSES, gan_loss)
@@ -117,8 +117,7 @@ def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer,
         losses["loss_reconstruction"] = reconstruction * squared
         loss_g = loss_g + losses["loss_reconstruction"]
 
-    # One forward pass serves both players; each gradient is taken for its own player's weights, and
-    # both step at once.
+    # Each player's gradient is taken for its own weights; then both step at once.
     e_optimizer.zero_grad()
     g_optimizer.zero_grad()
     (loss_e + loss_latent).backward(inputs=model.e_parameters(), retain_graph=True)
@@ -131,8 +130,7 @@ def training_step(model: "OGAN", e_optimizer: Optimizer, g_optimizer: Optimizer,
 # ---------------------------------------------------------------- networks
 
 class OGAN(common.Model):
-    """Generator and encoder, which is the discriminator, for images of `shape` (C, H, W), H and W
-    multiples of 4.
+    """Generator and encoder, which is the discriminator, for images of `shape` (C, H, W).
 
     Images are (N, C, H, W) in [0, 1] in and out; `generator` and `encoder` themselves work in
     [-1, 1]. z is (N, latent), with 0 (N, 32) for images of one channel, else (N, 64). `width` is
@@ -149,8 +147,8 @@ class OGAN(common.Model):
         super().__init__(shape=tuple(shape), latent=latent, width=width, critic=critic,
                          components=components)
         if latent < 2 or critic not in ("avg", "network"):
-            raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 latent "
-                                    "variables or more, to correlate, and avg or network")
+            raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 or more, "
+                                    "to correlate, and avg or network")
         self.latent_size = latent
         self.generator = common.convolutional_generator(latent, shape, width, nn.Tanh())
         self.encoder = nn.Sequential(common.convolutional_trunk(shape, width, slope=0.2),
@@ -181,18 +179,21 @@ class OGAN(common.Model):
         """n of z ~ N(0, I), (n, latent), on the model's device, or if `fitted` from the mixture;
         rng in place of torch's numbers."""
         z = torch.randn(n, self.latent, device=self.device, generator=rng)
-        if fitted and self.components:
+        if fitted and self.components and n:
             of = torch.multinomial(self.weights.float(), n, replacement=True, generator=rng)
             for i in range(self.components):          # not all at once: roots are (latent, latent)
                 z[of == i] = self.means[i].float() + z[of == i] @ self.roots[i].float().T
         return z.to(next(self.parameters()))
 
     def fit_mixture(self, images: Tensor, most: int = 20_000) -> None:
-        """Fit the mixture to the codes N(E(x)) of up to `most` images (N, C, H, W), in [0, 1] or
-        uint8: a Gaussian for every 200, so for fewer images it stays N(0, I). (Ex-post density
-        estimation, Ghosh et al. 2020.)"""
-        z = self.encode(images[:most])
+        """Fit the mixture to the codes of up to `most` of these images (N, C, H, W), evenly spaced:
+        a Gaussian for every 200; of fewer it is N(0, I). (Ex-post density estimation, Ghosh et al.
+        2020.)"""
+        chosen = torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()
+        z = self.encode(images[chosen.to(images.device)])
         count = min(self.components, len(z) // 200)
+        self.means.zero_()
+        self.roots.copy_(torch.eye(self.latent))
         if count > 0:
             weights, means, roots = common.gaussian_mixture(z, count)
             self.weights.copy_(F.pad(weights, (0, self.components - count)))
@@ -346,12 +347,13 @@ def figures(model: OGAN, data: common.Data) -> dict:
     the directions in which codes of test images vary most."""
     samples = model.sample(100, torch.Generator(model.device).manual_seed(1))
     images = common.floats(data.test_images[:50])
+    columns = min(10, len(images))
+    images = images[:len(images) // columns * columns]              # whole rows
     rows = []
-    for row in images.split(10):
+    for row in images.split(columns):
         rows += [row, model.reconstruct(row)]
-    paths = []
-    for i in range(min(8, len(images))):
-        paths.append(model.interpolate(images[i], images[(i + 1) % len(images)]))
+    paths = [model.interpolate(images[i], images[(i + 1) % len(images)])
+             for i in range(min(8, len(images)))]
     steps = torch.linspace(-1, 1, 9, device=model.device)[:, None]
     z = model.encode(data.test_images[:1000])
     spread, axes = torch.linalg.eigh(torch.cov(z.T, correction=0))  # the last varies most
@@ -372,7 +374,7 @@ def figures(model: OGAN, data: common.Data) -> dict:
             "in which codes vary most.", sliders=sliders),
         "samples": common.Figure(common.grid(samples, 10), "Samples."),
         "reconstruction": common.Figure(
-            common.grid(torch.cat(rows), min(10, len(images))),
+            common.grid(torch.cat(rows), columns),
             "Test images, and under each its reconstruction."),
         "interpolation": common.Figure(
             common.grid(torch.cat(paths), 10),

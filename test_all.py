@@ -339,6 +339,7 @@ def test_gan_losses_by_hand():
     for kind, (e_loss, g_loss) in ogan.GAN_LOSSES.items():
         assert abs(float(e_loss(real, fake, distance)) - critic[kind]) < 1e-5
         assert abs(float(g_loss(real, fake)) - generator[kind]) < 1e-5
+        assert e_loss(real, real, 0 * distance).isfinite()          # a fake that equals its image
 
 
 def test_every_gan_loss_scores_real_low():
@@ -1247,7 +1248,8 @@ def test_save_grid_takes_what_encode_takes():
         common.save_grid(list(whole), "list", 3)
         assert contents("list") == contents("frames")
         for bad, word in ((whole.float(), "x / 255"), (whole.float() / 127 - 1, "(x + 1) / 2"),
-                          (whole[0, 0], "(8, 12)"), ([[0]], "list"), (whole / 0.0, "nan")):
+                          (whole[0, 0], "(8, 12)"), ([[0]], "list"), (whole / 0.0, "nan"),
+                          (whole.long(), "int64"), ([whole[0], whole[0, :, 1:]], "one size")):
             refused(lambda bad=bad: common.save_grid(bad, "bad.png"), word)
         assert not Path("bad.png").exists()
 
@@ -1590,6 +1592,42 @@ def test_held_out_images_are_a_random_tenth():
         assert "`images` are all but black, at most 15 of 255" in out.getvalue()
 
 
+def test_images_of_a_file_come_in_a_random_order():
+    """Both splits, each with its labels, the same each time, also where they share memory; those of
+    a folder stay as they are."""
+    images = torch.arange(200).byte().view(200, 1, 1, 1).repeat(1, 1, 8, 8)
+    labels = torch.arange(200) // 20
+    with folder():
+        content = {"images": images, "labels": labels, "test_images": images, "test_labels": labels}
+        found, again = own(content), own(content)
+        for split in ("", "test_"):
+            ours, kinds = (getattr(found, f"{split}{name}") for name in ("images", "labels"))
+            assert ours.equal(getattr(again, f"{split}images"))
+            order = ours[:, 0, 0, 0].long()
+            assert kinds.equal(order // 20) and len(kinds[:40].unique()) > 5
+            assert order.sort().values.equal(torch.arange(200))
+        parts = [images, labels, images[:100], labels[:100]]
+        assert common.own_data("folder", parts).images.equal(images)
+
+
+def test_labels_of_any_size_are_renumbered():
+    with folder():
+        content = {"images": noise(40, 1, 8, 8), "test_images": noise(10, 1, 8, 8),
+                   "labels": torch.arange(40) % 2, "test_labels": torch.arange(10) % 2 * 10**9}
+        assert sorted(own(content).test_labels.unique().tolist()) == [0, 2]
+        assert sorted(own(content).labels.unique().tolist()) == [0, 1]
+
+
+def test_with_one_label_the_judge_learns_orientation():
+    data = common.Data("few", noise(40, 1, 8, 8), torch.full((40,), -1), noise(10, 1, 8, 8),
+                       torch.arange(10) % 2)
+    for known in (0, 1):
+        data.labels[:known] = 1
+        assert common.Judge.for_data(data).task == "orientation"
+    data.labels[:2] = 1
+    assert common.Judge.for_data(data).task == "classes"
+
+
 def test_images_that_share_memory_are_held_out_as_others():
     """Of one channel shown as three, and of windows into a film, each frame in three of them."""
     film = noise(202, 8, 8)
@@ -1794,7 +1832,7 @@ def test_infogan_latents_hold_what_is_asked():
     fixed = model.split_latent(model.sample_latent(3, continuous=[1.5, -1.0]))
     assert torch.equal(fixed.continuous, torch.tensor([[1.5, -1.0]] * 3))
     for bad in (10, -1, [1, 2], 1.5, [[1, 4]] * 3, [[1, 2, 3]] * 3, [None, 4], [None, -1],
-                [None, 1.5], [None, 2, 1], [None, None, None], [None, [1, 2, 3]]):
+                [None, 1.5], [None, 2, 1], [None, None, None], [None, [1, 2]]):
         refused(lambda bad=bad: model.sample_latent(3, categorical=bad), "categor")
     held = model.split_latent(model.sample_latent(500, continuous=[None, -0.25])).continuous
     assert held[:, 1].eq(-0.25).all() and held[:, 0].std() > 0.2    # None is drawn
@@ -1907,6 +1945,15 @@ def test_samples_are_drawn_from_the_mixture_fitted_to_codes():
     with mock.patch.object(ogan.OGAN, "decode", lambda self, part: shown.append(part)):
         model.sample(5, torch.Generator().manual_seed(3))
     assert shown[0].equal(model.sample_latent(5, torch.Generator().manual_seed(3), fitted=True))
+    by_kind = torch.arange(6000)[of.argsort()]         # as a folder's pictures come
+    seen = []
+    with mock.patch.object(ogan.OGAN, "encode", lambda self, part: seen.append(part) or z[part]):
+        model.fit_mixture(by_kind, most=900)
+        kinds = of[seen[-1]].bincount() / 900
+        assert (kinds - of.bincount() / 6000).abs().max() < 0.01
+        model.fit_mixture(by_kind[:100])           # too few: no longer what it was
+    assert model.sample_latent(4, torch.Generator().manual_seed(1), fitted=True).equal(plain)
+    assert model.sample_latent(0, fitted=True).shape == (0, 3)
     assert model.half().sample_latent(3, fitted=True).dtype == torch.float16
 
 
@@ -2222,9 +2269,9 @@ def test_networks_follow_the_image():
     """Two stages up to 32 pixels; beyond, as many as bring the longer side under 8."""
     expected = {(1, 28, 28): 2, (3, 32, 32): 2, (3, 40, 40): 3, (3, 48, 56): 3, (3, 64, 64): 4,
                 (3, 64, 32): 4, (1, 96, 96): 4, (3, 128, 128): 5, (3, 128, 64): 5, (3, 256, 256): 6}
-    for shape, stages in expected.items():
-        channels = common.stage_channels(shape, 4)
-        assert channels == [4, 8, 16, 32, 32, 32][:stages], shape
+    for shape, count in expected.items():
+        channels = [stage[0] for stage in common.stages(shape, 4)[0]]
+        assert channels == [4, 8, 16, 32, 32, 32][:count], shape
         for cls in MODELS.values():
             model = cls(shape, width=2).eval()
             images = model.sample(1)
@@ -2388,6 +2435,10 @@ def test_sheets_show_what_their_sliders_say():
     assert choices[-1] == ("8 and 9", "9")
     end = (model.reconstruct(data.test_images[8:9]) * 255).round().byte()[0, 0]
     assert (frames[-1, ..., 0].int() - end.int()).abs().max() <= 1
+    some = ogan.figures(model, common.Data("x", data.images, None, data.images[:15], None))
+    assert some["reconstruction"].picture.equal(
+        ogan.figures(model, common.Data("x", data.images, None, data.images[:10], None))
+        ["reconstruction"].picture)                # whole rows, each with its reconstructions below
     one = ogan.figures(model, common.Data("x", data.images, None, data.images[:1], None))
     assert one["directions"].picture.float().isfinite().all()
 
@@ -2581,14 +2632,19 @@ def test_a_run_begins_from_a_trained_model():
         assert state["fingerprint"] != first["fingerprint"]
         infogan.InfoGAN.load("run").half().save("half.pt")
         infogan.main(["--from", "half.pt", "--data", "other.pt", "--epochs", "1", "--batch-size",
-                      "32", "--categorical", "6", "--lr-generator", "1e-4", "--out", "six"])
-        assert [line["epoch"] for line in metrics("six")] == [1]    # no warm-up: Q has learned
+                      "32", "--lr-generator", "1e-4", "--out", "again"])
+        assert [line["epoch"] for line in metrics("again")] == [1]  # no warm-up: Q has learned
+        infogan.main(["--from", "half.pt", "--data", "other.pt", "--epochs", "1", "--batch-size",
+                      "32", "--categorical", "6", "--warm-up", "3", "--out", "six"])
+        assert [line["epoch"] for line in metrics("six")] == [0, 1]  # not these categories
         assert checkpoint("six")["options"]["categorical"] == [6]
         assert "new: shares, generator.0.weight, q_head.3.weight, q_head.3.bias" in out.getvalue()
         infogan.main(["--resume", "six", "--epochs", "2"])
         assert checkpoint("six")["epoch"] == 2
         refused(lambda: infogan.main(["--resume", "half.pt"]), "half.pt is a model", "--from half")
         refused(lambda: ogan.main([*flags, "--out", "x"]), "model of ogan.py")
+        refused(lambda: infogan.main([*flags, "--width", "6", "--noise", "9", "--out", "x"]),
+                "none fits", "'width': 3")         # shared statistics and shares would
         assert not Path("x").exists()
 
 
@@ -3208,6 +3264,11 @@ def test_a_run_goes_on_on_another_device():
                     group["capturable"] = True
             state["random_cuda"] = torch.zeros(16, dtype=torch.uint8)
             torch.save(state, "run/checkpoint.pt")
+            model = MODELS[method].load("run")
+            mine = common.optimizer(model.g_parameters(), 1e-3, flags[-1] if flags else "adam")
+            model.load_optimizers("run", g=mine)   # in a loop of one's own, too
+            model.generator(model.sample_latent(4)).sum().backward()
+            mine.step()
             here = run(method, "--epochs", 2, "--resume", "run")
             assert equal(here["model"], checkpoint("whole")["model"])
             if torch.cuda.is_available():
@@ -3784,25 +3845,36 @@ def test_python_in_the_readme_runs():
 
 
 def test_python_in_the_notebooks_runs():
-    """What a reader's own InfoGAN takes from the pages: each block, one after another, and its
-    invariance loss is the package's."""
-    for page in ("README.md", "README.zh.md"):
-        names = {}
-        torch.manual_seed(0)
-        for block in python_blocks(HERE / "results" / page):
-            exec(compile(block, page, "exec"), names)
-        real = torch.rand(64, 1, 28, 28)
-        assert names["latent"].shape == (64, 74)
-        names["g_loss"](real, real, names["c1"], names["c2_c3"]).backward()
-        assert all(p.grad.isfinite().all() for p in names["Q"].parameters())
-        logits = [names["Q"](names["warped"](real)) for _ in "ab"]
-        found = names["invariance_loss"](*(part.softmax(1) for part in logits))
-        assert torch.allclose(found, infogan.invariance_loss(*logits), atol=1e-5)
-        features = torch.randn(64, 512)
-        mean, raw = names["code_head"](features).chunk(2, 1)
-        told = infogan.continuous_information(mean, F.softplus(raw) + 0.01, names["c2_c3"]).sum()
-        lost = names["code_loss"](features, names["c2_c3"])         # but for a constant
-        assert torch.allclose(told, 2 * (math.log(2) - math.log(2 * math.pi) / 2) - lost, atol=1e-4)
+    """A reader's own InfoGAN: the blocks of either page, but for their comments, are those of
+    results/own_infogan.py; they train, and their losses are the package's."""
+    script = (HERE / "results" / "own_infogan.py").read_text("utf-8")
+    pages = [python_blocks(HERE / "results" / page) for page in ("README.md", "README.zh.md")]
+    for ours, other in zip(*pages):
+        assert ours.split("from torch import nn\n\n")[-1] in script
+        uncommented = [re.sub(r"^.*  #.*$", lambda line: line[0].split("  #")[0].rstrip(), block,
+                              flags=re.MULTILINE) for block in (ours, other)]
+        assert uncommented[0] == uncommented[1]
+    assert len(pages[0]) == len(pages[1]) == 5
+    names = {}
+    torch.manual_seed(0)
+    for block in pages[0]:
+        exec(compile(block, "results/README.md", "exec"), names)
+    real = torch.rand(64, 1, 28, 28)
+    before = [weight.clone() for weight in names["model"]["G"].parameters()]
+    names["warm_up"](real, 2)
+    names["train"](real, 2)
+    for one, other in zip(before, names["model"]["G"].parameters()):
+        assert other.isfinite().all() and not torch.equal(one, other)
+    assert names["average"].module["G"][0].eval()(torch.rand(2, 74)).shape == (2, 1, 28, 28)
+    logits = [names["Q"](names["warped"](real)) for _ in "ab"]
+    found = names["invariance_loss"](*(part.softmax(1) for part in logits))
+    assert torch.allclose(found, infogan.invariance_loss(*logits), atol=1e-5)
+    features = torch.randn(64, 512)
+    c1, c2_c3 = names["codes"](64, r=1)
+    mean, raw = names["code_head"](features).chunk(2, 1)
+    told = infogan.continuous_information(mean, F.softplus(raw) + 0.01, c2_c3).sum()
+    lost = names["code_loss"](features, c2_c3)                      # but for a constant
+    assert torch.allclose(told, 2 * (math.log(2) - math.log(2 * math.pi) / 2) - lost, atol=1e-4)
 
 
 def test_trained_models_read_what_they_generate():

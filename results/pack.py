@@ -71,7 +71,7 @@ def kept_size(sizes):
     if len(sizes) > 1 or max(width, height) > 128:
         return None
     try:
-        common.stage_channels((1, height, width), 1)
+        common.stages((1, height, width), 1)
     except common.InputError:
         return None
     return width, height
