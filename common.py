@@ -1073,7 +1073,7 @@ MEANINGS = {
     "accuracy": ("Classes found", "share of real test images that Q puts into the category of "
                  "their class, one category a class; it says nothing of samples. MNIST: 0.99"),
     "frechet": ("Fréchet distance", "of samples to test images, less is better; that of training "
-                "images is the floor below. MNIST, by default: InfoGAN 0.35, O-GAN 0.25"),
+                "images is the floor below. MNIST, by default: InfoGAN 0.37, O-GAN 0.25"),
     "frechet_floor": ("its floor", "of as many training images to the test images"),
     "agreement": ("Class kept", "share of test images whose reconstruction the judge takes for the "
                   "same class. MNIST: 0.99; chance 0.1"),

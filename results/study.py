@@ -5,7 +5,7 @@
     python results/study.py runs/a runs/b ...                        two judges over several runs
     python results/study.py compare runs/a runs/b ...                one page of several runs
     python results/study.py plot results/ogan-paper.json std_real    a score over the training, SVG
-    python results/study.py dots results/infogan-sets.json accuracy  a score of each run
+    python results/study.py dots results/infogan.json accuracy  a score of each run
     python results/study.py dots results/ogan-prior.json frechet rho  one against the other
 
 With --arms ARM .. behind it a plot has those arms alone, in that order. A study file says what to
@@ -243,7 +243,8 @@ def study(path, flags=()):
 
     def make(arm, seed):
         pictures = record.get("pictures", []) if seed == seeds[arm][0] else []
-        keep = [(name, path.with_name(f"{path.stem}-{arm}-{name}.png")) for name in pictures]
+        start = f"{path.stem}-{arm.replace(' ', '-')}"
+        keep = [(name, path.with_name(f"{start}-{name}.png")) for name in pictures]
         result = run(shlex.split(arms[arm]), seed, flags, jobs, record, keep)
         if result is None:
             return
@@ -452,6 +453,7 @@ def draw(path, name, arms, across, up, circles):
         return x, bottom - 10 - (bottom - 50) * (point[1] - y_ticks[0]) / (
             y_ticks[2] - y_ticks[0] or 1)
 
+    across, up = (common.MEANINGS.get(axis, (axis,))[0] for axis in (across, up))
     parts = [f'<path d="M60 {bottom}H460{f"M60 30V{bottom}" if up else ""}" stroke="#888"/>',
              f'<text x="260" y="{bottom + 32}" text-anchor="middle">{across}</text>']
     for value in x_ticks:
