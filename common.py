@@ -320,11 +320,12 @@ class Model(nn.Module):
 
     def take(self, path: str | Path) -> list[str]:
         """Begin from the weights in a run folder or saved file, as far as names and shapes fit;
-        prints and returns the names of what stays new. InputError if no layer's weight fits."""
+        prints and returns the names of what stays new. InputError if no layer of G fits."""
         state, own = read_checkpoint(path, self.METHOD), self.state_dict()
         fits = {name: state["model"][name] for name, value in own.items()
                 if name in state["model"] and state["model"][name].shape == value.shape}
-        if not any(weight.ndim > 1 and name in fits for name, weight in self.named_parameters()):
+        if not any(name in fits and weight.ndim > 1 for name, weight in self.named_parameters()
+                   if name.startswith("generator.")):
             raise InputError(f"{path} has weights for {state['options']}; none fits networks of "
                              f"{self.options}")
         self.load_state_dict(fits, strict=False)
@@ -555,8 +556,9 @@ def read_file(path):
 
 def own_data(path, parts):
     """The Data of a user's images, from a list of them, labels, test images and labels, or None.
-    Those of a FILE.pt come in a random order, the same each time: theirs may be that of classes.
-    Without test images the first tenth is held out; under twenty images serve both ends."""
+    Those of a FILE.pt, or without test images, come in a random order, the same each time: theirs
+    may be that of classes. Without test images the first tenth is held out; under twenty images
+    serve both ends."""
     images = own_images(path, "images", parts.pop(0))  # what they were before is free now
     labels, test, test_labels = parts
     labels = own_labels(path, "images", labels, len(images))
@@ -1693,8 +1695,8 @@ class Run:
 
     def restore(self, **parts):
         """Name the parts that a checkpoint keeps, `model` and `average` among them, and take up
-        where the run in config.resume stood; or make a new folder. `new_weights` are those of the
-        model, by name, that neither a run nor config.from_ had."""
+        where the run in config.resume stood; or make a new folder. `new_weights` names those of the
+        model that were not taken from config.from_."""
         self.parts = parts
         self.new_weights = [] if self.config.from_ else list(parts["model"].state_dict())
         method = self.config.METHOD
@@ -1743,7 +1745,8 @@ class Run:
                                  f"it take Config.resumed({str(self.folder)!r})")
         if self.fingerprint != state["fingerprint"]:
             raise InputError(f"{self.folder} was trained on other images than {self.config.data} "
-                             "holds now; give the old ones by --data, or begin a new run")
+                             "holds now, or in another order, as by an older version; give the "
+                             "old ones by --data, or begin a new run")
         if self.config.epochs < state["epoch"]:
             raise InputError(f"--epochs {self.config.epochs} is less than the {state['epoch']} "
                              f"that {self.folder} has done")
@@ -1751,6 +1754,7 @@ class Run:
             load_state(part, state["parts"][name], self.device)
         self.epoch = self.ended = state["epoch"]
         self.history = state["history"]
+        self.new_weights = state.get("new_weights", self.new_weights)
         if self.is_new:
             self.history = []                          # it was only scored
         torch.set_rng_state(state["random"])
@@ -1871,7 +1875,7 @@ class Run:
         on_cuda = self.device.type == "cuda"
         write_file(self.folder / "checkpoint.pt", samples | {
             "config": asdict(self.config), "epoch": self.epoch, "history": self.history,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.fingerprint, "new_weights": self.new_weights,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None})

@@ -323,7 +323,8 @@ class InfoGAN(common.Model):
                     value = one if value is None else torch.as_tensor(value, device=self.device)
                     columns.append(value.expand_as(one))
                 codes = torch.stack(columns, 1)
-            return torch.as_tensor(codes, device=self.device)
+            given = torch.as_tensor(codes, device=self.device)
+            return None if given.is_complex() else given
         except (AttributeError, TypeError, ValueError, RuntimeError):
             return None
 
@@ -744,8 +745,9 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
     if run.is_new:
         shown = figures(average.model)
         run.report({}, shown)
-        q_is_new = any(name.startswith("q_") for name in run.new_weights)
-        if config.epochs and config.warm_up and config.invariance and q_is_new:
+        is_new = any(name.startswith(("q_", "shares")) for name in run.new_weights)
+        if config.epochs and config.warm_up and config.invariance and (
+                model.q_trunk is not None and is_new):
             began = time.perf_counter()
             warm_up(model, run.data.images, config.warm_up, batch_size=config.batch_size,
                     autocast=autocast, progress=run.progress("warming up"))

@@ -3,8 +3,8 @@
     python results/own_infogan.py [--data mnist] [--seed 0] [--updates 1900] [--warm-up 1400]
 
 prints the accuracy of the category as a clustering of test images and writes own-infogan.png, a row
-a category. What it lacks of infogan.py: several heads in the warm-up, unequal classes, colours,
-names for c2 and c3, bf16.
+a category. It is simpler than infogan.py: one head in the warm-up, equal classes, grey images, no
+names for c2 and c3, float32.
 """
 
 import argparse
@@ -111,6 +111,8 @@ def train(images, updates=1900):
 
 try:
     data = common.load_data(options.data, options.data_root)
+    if data.shape != (1, 28, 28) or data.test_labels is None:
+        raise common.InputError(f"--data {options.data}: expected 28x28 grey images with labels")
 except common.InputError as error:
     print(f"own_infogan.py: {error}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -119,9 +121,10 @@ warm_up(images, options.warm_up)
 train(images, options.updates)
 G, Q = average.module.eval()["G"]
 with torch.no_grad():
-    clusters = common.in_batches(lambda part: Q(part).argmax(1), data.test_images)
+    test_images, test_labels = common.labelled(data.test_images, data.test_labels)
+    clusters = common.in_batches(lambda part: Q(part).argmax(1), test_images)
     noise = (2 * torch.rand(10, 62) - 1).repeat(10, 1)
     rows = torch.eye(10).repeat_interleave(10, 0)
     common.save_grid(G(torch.cat([noise, rows, torch.zeros(100, 2)], 1)), "own-infogan.png")
-found = common.clustering_scores(clusters, data.test_labels)
+found = common.clustering_scores(clusters, test_labels)
 print(f"seed {options.seed}: accuracy {found['accuracy']:.4f}, NMI {found['nmi']:.4f}")

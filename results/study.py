@@ -5,7 +5,7 @@
     python results/study.py runs/a runs/b ...                        two judges over several runs
     python results/study.py compare runs/a runs/b ...                one page of several runs
     python results/study.py plot results/ogan-paper.json std_real    a score over the training, SVG
-    python results/study.py dots results/infogan.json accuracy  a score of each run
+    python results/study.py dots results/infogan.json accuracy       a score of each run
     python results/study.py dots results/ogan-prior.json frechet rho  one against the other
 
 With --arms ARM .. behind it a plot has those arms alone, in that order. A study file says what to
