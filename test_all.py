@@ -3869,9 +3869,9 @@ def test_python_in_the_notebooks_runs():
         done = subprocess.run([*command, small_data(), *few], capture_output=True, text=True)
         assert re.fullmatch(r"seed 0: accuracy 0\.\d+, NMI 0\.\d+\n", done.stdout), done
         assert decode_png(Path("own-infogan.png").read_bytes()).shape == (600, 600, 1)
-        for bad in (small_data(labels=False), small_data(shape=(1, 8, 8), path="other.pt")):
-            done = subprocess.run([*command, bad], capture_output=True, text=True)
-            assert done.returncode == 2 and "28x28 grey images with labels" in done.stderr
+        bad = small_data(labels=False)
+        done = subprocess.run([*command, bad], capture_output=True, text=True)
+        assert done.returncode == 2 and "28x28 grey images with labels" in done.stderr
     names = {}
     torch.manual_seed(0)
     for block in pages[0]:
