@@ -745,9 +745,9 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
     if run.is_new:
         shown = figures(average.model)
         run.report({}, shown)
-        is_new = any(name.startswith(("q_", "shares")) for name in run.new_weights)
-        if config.epochs and config.warm_up and config.invariance and (
-                model.q_trunk is not None and is_new):
+        q_is_new = model.q_trunk is not None and any(
+            name.startswith(("q_", "shares")) for name in run.new_weights)
+        if config.epochs and config.warm_up and config.invariance and q_is_new:
             began = time.perf_counter()
             warm_up(model, run.data.images, config.warm_up, batch_size=config.batch_size,
                     autocast=autocast, progress=run.progress("warming up"))
