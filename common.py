@@ -1075,17 +1075,18 @@ MEANINGS = {
     "accuracy": ("Classes found", "share of real test images that Q puts into the category of "
                  "their class, one category a class; it says nothing of samples. MNIST: 0.99"),
     "frechet": ("Fréchet distance", "of samples to test images, less is better; that of training "
-                "images is the floor below. MNIST, by default: InfoGAN 0.37, O-GAN 0.25"),
+                "images is the floor below. MNIST, by default: InfoGAN 0.37, O-GAN 0.24"),
     "frechet_floor": ("its floor", "of as many training images to the test images"),
     "agreement": ("Class kept", "share of test images whose reconstruction the judge takes for the "
                   "same class. MNIST: 0.99; chance 0.1"),
     "reconstruction_error": ("Reconstruction error", "over that of the mean image; 0 is perfect, 1 "
                              "no better than one image for all. MNIST: 0.11"),
     "knn_accuracy": ("Class by neighbours", "accuracy of the 5 nearest codes. MNIST: 0.976"),
-    "rho": ("rho", "correlation of z and E(G(z)), at most 1. MNIST: 0.88"),
+    "rho": ("rho", "correlation of z and E(G(z)), at most 1. MNIST: 0.87"),
     "mi_categorical": ("L_I of categories", "nats of each that can be read from a sample; at most "
                        "its entropy, ln 10 = 2.30 for ten"),
-    "mi_continuous": ("L_I of continuous codes", "nats; 0 and below: not to be read. MNIST: 1.4"),
+    "mi_continuous": ("L_I of continuous codes", "nats, no ceiling; 0: no better than a guess. "
+                      "MNIST: 1.4"),
     "nmi": ("NMI", "of categories and classes, 0 to 1"), "ari": ("ARI", "the same, by pairs"),
     "probe_accuracy": ("Class by a linear probe", "of the codes. MNIST: 0.87"),
 }
