@@ -61,6 +61,7 @@ sys.path.append(str(HERE / "results"))
 import export
 import introvae
 import sets
+import shadow
 import study
 
 METHODS = {"infogan": infogan, "ogan": ogan}
@@ -3769,6 +3770,23 @@ def test_introvae_trains_in_every_form():
             assert model.interpolate(*model.sample(2)).shape == (10, 1, 28, 28)
 
 
+def test_the_shadow_leaves_the_gan_alone():
+    """The GAN of O-GAN's control is the same to the bit, whatever the head learns."""
+    gans, heads = [], []
+    for rate in (0.0, 0.1):
+        with folder():
+            small_data()
+            config = shadow.Config(epochs=2, width=2, batch_size=32, hidden=8, lr_head=rate,
+                                   data="small.pt")
+            with single_epochs():
+                model, finished = shadow.train(config)
+            assert {"agreement", "rho", "frechet"} <= finished.history[-1].keys()
+            gans.append([weight for name, weight in model.state_dict().items()
+                         if not name.startswith("head")])
+            heads.append(next(model.head.parameters()))
+    assert all(map(torch.equal, *gans)) and not heads[0].equal(heads[1])
+
+
 def test_sets_made_of_mnist():
     images, labels, _ = common.draw_digits(4000)
     data = common.Data("mnist", images[:3500], labels[:3500], images[3500:], labels[3500:])
@@ -3985,11 +4003,11 @@ def test_import_changes_nothing():
 # By name: what else lies in the folder, as a packing script of the user's, is none of ours.
 SOURCES = [HERE / name for name in ("common.py", "infogan.py", "ogan.py", "test_all.py",
                                     "results/export.py", "results/introvae.py", "results/sets.py",
-                                    "results/study.py")]
+                                    "results/shadow.py", "results/study.py")]
 
 
 def test_only_torch_the_standard_library_and_our_modules_are_imported():
-    ours = {"common", "export", "infogan", "introvae", "ogan", "sets", "study"}
+    ours = {"common", "export", "infogan", "introvae", "ogan", "sets", "shadow", "study"}
     imported = {}
     for path in SOURCES:
         modules = set()
@@ -4012,7 +4030,7 @@ def test_the_readmes_name_every_flag_and_key():
         for f in fields(module.Config):
             flags |= {common.flag_of(f), "--no-" + common.flag_of(f)[2:]}
             assert f"`{common.flag_of(f)}" in notes, f.name
-    flags |= {common.flag_of(f) for f in fields(introvae.Config)}
+    flags |= {common.flag_of(f) for f in (*fields(introvae.Config), *fields(shadow.Config))}
     for path in (front, notebook, HERE / "results" / "README.zh.md"):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text("utf-8")):
             assert flag in flags, (path.name, flag)

@@ -11,7 +11,7 @@
 With --arms ARM .. behind it a plot has those arms alone, in that order. A study file says what to
 run and holds what came out:
 
-    arms      name -> command line of infogan.py, ogan.py or results/introvae.py
+    arms      name -> command line of one of SCRIPTS
     seeds     a list for all arms, or arm -> list
     jobs      runs at a time, on a thread each; 1, the default, leaves all threads to one run
     reach     score -> value: the training seconds until an epoch ended with it (optional)
@@ -49,6 +49,8 @@ import ogan
 import torch
 import torch.nn.functional as F
 from common import InputError
+
+SCRIPTS = {"infogan.py", "ogan.py", "results/introvae.py", "results/shadow.py"}
 
 # ---------------------------------------------------------------- measures
 
@@ -278,10 +280,10 @@ def read_study(path):
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no study ({error!r}); expected JSON with `arms` and "
                          "`seeds`") from None
-    foreign = scripts - {"infogan.py", "ogan.py", "results/introvae.py"}
+    foreign = sorted(scripts - SCRIPTS)
     if foreign or not arms:
-        raise InputError(f"{path} would run {sorted(foreign)}; expected arms that begin with "
-                         "infogan.py, ogan.py or results/introvae.py")
+        raise InputError(f"{path} would run {foreign}; expected arms that begin with one of "
+                         f"{', '.join(sorted(SCRIPTS))}")
     return record, seeds
 
 
