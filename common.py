@@ -284,6 +284,9 @@ class Model(nn.Module):
         if not self.training:
             self.train()
         ready = self.floats(images)
+        if len(images) < 2:
+            raise InputError(f"a batch of {len(images)} images; batch normalisation wants two or "
+                             "more: leave the last out, as by drop_last=True")
         if not images.is_floating_point() or not images.numel():
             return ready
         if not images.is_cuda:
@@ -315,8 +318,8 @@ class Model(nn.Module):
     def save(self, path: str | Path, **optimizers: torch.optim.Optimizer) -> None:
         """Write weights, options and optimisers by name (d=.., g=..); InputError if it fails."""
         states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-        write_file(path, {"method": self.METHOD, "options": self.options,
-                          "model": self.state_dict(), "optimizers": states})
+        write_file(Path(path).expanduser(), {"method": self.METHOD, "options": self.options,
+                                             "model": self.state_dict(), "optimizers": states})
 
     def take(self, path: str | Path) -> list[str]:
         """Begin from the weights in a run folder or saved file, as far as names and shapes fit;
@@ -428,12 +431,16 @@ def load_data(name: str, root: str | Path = "data") -> Data:
         test_factors = {key: values[n:] for key, values in factors.items()}
         return Data(name, images[:n], labels[:n], images[n:], labels[n:], test_factors)
     path = Path(name).expanduser()
+    name = str(name)
     if name in SOURCES:
         return own_data(name, list(find_or_download(name, Path(root).expanduser())))
     if path.suffix == ".pt":
         return own_data(name, read_file(path))
     if path.suffix in (".npz", ".npy"):
         raise InputError(f"--data {name} is NumPy's; results/README.md, Own images, packs it")
+    if os.path.isfile(path):
+        raise InputError(f"--data {name} is a file, but no FILE.pt; if torch.save wrote it, rename "
+                         "it; if it is a picture, take results/pack.py")
     if os.path.isdir(path) or ("/" in name and os.path.isdir(path.parent)):
         return own_data(name, read_folder(path))
     raise InputError(f"--data {name} is unknown, and no file or folder is there; take auto, mnist, "
@@ -562,6 +569,9 @@ def own_data(path, parts):
     images = own_images(path, "images", parts.pop(0))  # what they were before is free now
     labels, test, test_labels = parts
     labels = own_labels(path, "images", labels, len(images))
+    if test is None and test_labels is not None:
+        raise InputError(f"--data {path} has `test_labels` but no `test_images`; give both or "
+                         "neither")
     if test is not None:
         test = own_images(path, "test_images", test)
         test_labels = own_labels(path, "test_images", test_labels, len(test))
@@ -590,13 +600,13 @@ def own_data(path, parts):
         classes = torch.cat([labels, test_labels, torch.tensor([-1])]).unique()
         labels = torch.searchsorted(classes, labels) - 1
         test_labels = torch.searchsorted(classes, test_labels) - 1
-    if labels is None or min(labels.max(), test_labels.max()) < 0:
+    if labels is None or test_labels.max() < 0:
         labels = test_labels = None
-        print(f"{path} has no labels: the scores that need them are left out")
+        print(f"{path} has no labels of test images: the scores that need them are left out")
     else:
         if len(labelled(test_labels)[0].unique()) == 1:
             print(f"{path}: all test images are of one class, so accuracy, NMI and ARI say nothing")
-        counts = labelled(labels)[0].bincount()
+        counts = labelled(torch.cat([labels, test_labels]))[0].bincount()
         share = float(counts.max() / counts.sum())
         if share * (counts > 0).sum() > 1.5:
             print(f"{path}: the largest class has {share:.0%} of the images; an accuracy means "
@@ -1277,7 +1287,7 @@ class RunConfig:
     out: str = option("", "run folder; empty: runs/<method>-<next free number>")
     samples: int = option(10_000, "fresh samples to score; never more than training images", low=2)
     from_: str = option("", "run folder or saved model to begin from: its weights, as far as they "
-                        "fit, and its options where no flag says otherwise")
+                        "fit, and on the command line its options where no flag says otherwise")
     resume: str = option("", "run folder to go on with, under its own options, up to --epochs")
 
     METHOD, PAPER = "", {}
@@ -1287,7 +1297,8 @@ class RunConfig:
     @classmethod
     def paper(cls, **changes):
         """The options as published (--recipe paper), with `changes`."""
-        return cls(**(cls.PAPER | changes))
+        epochs = {"epochs": -1} if "updates" in changes else {}
+        return cls(**(cls.PAPER | epochs | changes))
 
     @classmethod
     def resumed(cls, resume, **changes):
@@ -1295,7 +1306,8 @@ class RunConfig:
         epochs in all, the device, data or samples."""
         for name in changes:
             if name not in cls.MAY_CHANGE:
-                raise InputError(f"--{name.replace('_', '-')} cannot change in a resumed run")
+                flag = "--" + name.strip("_").replace("_", "-")
+                raise InputError(f"{flag} cannot change in a resumed run")
         with blaming(resume, f"a run of this {cls.METHOD}.py"):
             state = read_checkpoint(resume, cls.METHOD)
             if "config" not in state:
@@ -1364,11 +1376,11 @@ def parse(Config, description, argv=None):
     given = vars(found)
     if given.get("resume"):
         return Config.resumed(**given)
-    base = Config.PAPER if given.pop("recipe", "best") == "paper" else {}
+    make = Config.paper if given.pop("recipe", "best") == "paper" else Config
     if given.get("from_"):
         options = read_checkpoint(given["from_"], Config.METHOD)["options"]
-        base = base | {f.name: options[f.name] for f in fields(Config) if f.name in options}
-    return Config(**(base | given))
+        given = {f.name: options[f.name] for f in fields(Config) if f.name in options} | given
+    return make(**given)
 
 
 def command_line(train, Config, description, argv=None):
@@ -1705,6 +1717,9 @@ class Run:
         if self.config.resume:
             path = Path(self.config.resume)
             self.folder = path.parent if path.is_file() else path
+            if not (self.folder / "checkpoint.pt").exists() and path.is_file():
+                raise InputError(f"--resume {path} does not lie in a run folder, where the run "
+                                 "would go on; put it into a folder of its own as checkpoint.pt")
             with blaming(path, f"a run of this {method}.py"):
                 self._take_up(read_checkpoint(path, method))
         elif self.config.from_:

@@ -475,7 +475,7 @@ def neighbours(images: Tensor, view=lambda part: part, count=5, among=6000, comp
     """
     def pixels(part):
         h, w = part.shape[2:]
-        return F.adaptive_avg_pool2d(view(part), (min(h, 28), min(w, 28))).flatten(1)
+        return F.adaptive_avg_pool2d(view(part.float()), (min(h, 28), min(w, 28))).flatten(1)
 
     chosen = torch.randperm(len(images), device=images.device)[:among]
     some = common.in_batches(pixels, images[chosen])
@@ -533,9 +533,10 @@ def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8,
     images = images.to(model.device)
     k = model.categorical[0]
     sizes = [2 * k if model.unequal and i % 2 else k for i in range(heads)]
+    like = next(model.parameters())
     candidates = nn.ModuleList([head(16 * model.q_width, 2 * model.width, size)
-                                for size in sizes]).to(model.device)
-    joints = [torch.zeros(size, size, device=model.device) for size in sizes]
+                                for size in sizes]).to(like)
+    joints = [like.new_zeros(size, size) for size in sizes]
     players = nn.ModuleList([model.q_trunk, model.q_head, candidates])
     optimizer = common.optimizer(list(players.parameters()), rate)
     near = neighbours(images, model.view)
@@ -764,7 +765,7 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
     judge = common.Judge.for_data(run.data)
     found = scores(average.model, run.data, config.samples, judge)
     run.report(found, figures(average.model, found.get("confusion", ())))
-    return average.model.eval(), run
+    return average.model.eval().requires_grad_(), run
 
 
 def main(argv=None):

@@ -188,8 +188,8 @@ class OGAN(common.Model):
 
     def fit_mixture(self, images: Tensor, most: int = 20_000) -> None:
         """Fit the mixture to the codes of up to `most` of these images (N, C, H, W), evenly spaced:
-        a Gaussian for every 200; of fewer it is N(0, I). (Ex-post density estimation, Ghosh et al.
-        2020.)"""
+        a Gaussian for every 200; of fewer it is N(0, I). A moving average forgets it as it goes on:
+        fit it last. (Ex-post density estimation, Ghosh et al. 2020.)"""
         z = self.encode(images[::max(1, -(-len(images) // most))])
         count = min(self.components, len(z) // 200)
         self.means.zero_()
@@ -419,7 +419,7 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
                    best="reconstruction_error")
     judge = common.Judge.for_data(run.data)
     run.report(scores(average.model, run.data, config.samples, judge), shown)
-    return average.model.eval(), run
+    return average.model.eval().requires_grad_(), run
 
 
 def main(argv=None):

@@ -637,6 +637,10 @@ def test_warm_up_trains_q_alone_and_keeps_the_surest_head():
     shared = infogan.InfoGAN(trunk="shared", width=2)
     refused(lambda: infogan.warm_up(shared, images), "has none")
     refused(lambda: infogan.warm_up(model, images[:, :, :14]), "(640, 1, 14, 28)")
+    exact = infogan.InfoGAN(width=2).double()                       # of other precisions, too
+    infogan.warm_up(exact, images[:40], updates=2, heads=2, batch_size=20)
+    infogan.warm_up(model, images[:40].bfloat16() / 255, updates=2, heads=2, batch_size=20)
+    assert exact.q_head[0].weight.dtype == torch.float64
 
 
 def test_the_model_says_on_which_device_a_step_is_made():
@@ -1224,6 +1228,10 @@ def test_measures_of_a_run_folder():
         assert len(found["classes"]) == len(found["orientation"]) == 2
         assert min(found["classes"] + found["orientation"]) > 0
         assert abs(abs(found["rank_correlation"]) - 1) < 1e-6
+        refused(lambda: study.main(["run", "typo"]), "run typo: expected folders of runs")
+        with mock.patch.object(common, "frechet_distance", lambda *_: math.nan):
+            found = study.judges(["run", "other"])
+        assert found["rank_correlation"] is None and found["classes"] == [None, None]
 
 
 # ---------------------------------------------------------------- pictures
@@ -1547,6 +1555,7 @@ def test_own_images_that_cannot_be_meant_are_refused():
         ({"images": image, "labels": whole.to_sparse()}, "whole number"),
         ({"images": image, "labels": "cats"}, "str"),
         ({"images": image, "labels": whole, "test_images": image}, "or neither"),
+        ({"images": image, "labels": whole, "test_labels": whole}, "give both or neither"),
         ({"images": image, "code": print}, "nothing else", "it holds a "),
         (torch.utils.data.TensorDataset(image), "it holds a torch.utils.data.dataset.Ten"),
     ]
@@ -1559,12 +1568,14 @@ def test_own_images_that_cannot_be_meant_are_refused():
         content[len(content) // 2] ^= 1            # one bit of a pixel
         Path("bad.pt").write_bytes(content)
         Path("text.pt").write_text("not torch")
+        shutil.copy("text.pt", "text.dat")
         torch.save({"images": torch.zeros(9, 1, 8, 9, dtype=torch.uint8)}, "odd.pt")
         refused(lambda: ogan.main(["--data", "odd.pt"]), "1x8x9", "multiples of 4")
         assert not Path("runs").exists()
         for name, word in (("bad.pt", "damaged"), ("text.pt", "damaged"),
-                           ("none.pt", "no such file"), ("cifar", "unknown")):
-            refused(lambda name=name: common.load_data(name), name, word)
+                           ("none.pt", "no such file"), ("cifar", "unknown"),
+                           ("text.dat", "rename it"), (Path("none"), "unknown")):
+            refused(lambda name=name: common.load_data(name), str(name), word)
 
 
 def test_held_out_images_are_a_random_tenth():
@@ -1749,7 +1760,14 @@ def test_labels_of_strange_kinds():
         assert metrics("ogan")[-1]["knn_accuracy"] >= 0
         found = own({"images": images, "labels": some * 10_177})       # counted, not limited
         assert sorted(found.labels.unique().tolist()) == [0, 1, 2]
-        assert own({"images": images, "labels": torch.full((60,), -1)}).labels is None
+        none = torch.full((60,), -1)
+        assert own({"images": images, "labels": none}).labels is None
+        own({"images": images, "labels": none, "test_images": images, "test_labels": some},
+            "scored.pt")                              # the test images' are all that InfoGAN needs
+        for method in METHODS:
+            run(method, "--out", f"{method}-scored", "--data", "scored.pt")
+        assert metrics("infogan-scored")[-1]["largest_class"] == 1 / 3
+        assert metrics("ogan-scored")[-1]["judge_task"] == "orientation"
         for labels, words in ((torch.where(some == 2, math.nan, some.float()), ("nan at 2",)),
                               (torch.where(torch.arange(60) == 7, -2, some), ("-2 at 7",)),
                               (some / 2, ("0.5 at 1",)), (some[:59], ("int64 (59,)", "60 images"))):
@@ -1981,6 +1999,8 @@ def test_sizes_are_checked():
         step = sys.modules[type(model).__module__].training_step
         refused(lambda model=model, step=step, optimizers=optimizers:
                 step(model, *optimizers, torch.rand(2, 1, 30, 30)), "(2, 1, 30, 30)")
+        refused(lambda model=model, step=step, optimizers=optimizers:
+                step(model, *optimizers, torch.rand(1, 1, 28, 28)), "batch of 1", "drop_last")
 
 
 def test_losses_of_an_unknown_kind_are_refused():
@@ -2475,6 +2495,8 @@ def test_training_from_python_gives_the_model_and_keeps_the_config():
             loaded = MODELS[method].load(finished.folder)
             assert equal(model.cpu().state_dict(), loaded.state_dict())
             assert len(finished.data.images) == 100 and len(finished.data.test_images) == 80
+            average, _ = module.train(replace(config, average=0.9))
+            assert all(weight.requires_grad for weight in average.parameters())  # to go on with
 
 
 def test_resume_equals_the_uninterrupted_run():
@@ -3035,6 +3057,10 @@ def test_a_run_folder_that_lost_or_gained_files():
         run("ogan", "--resume", "run", "--epochs", 2)
         ogan.main(["--resume", "run/kept.pt", "--epochs", "1"])     # goes on from that very file
         assert checkpoint("run")["epoch"] == 1
+        Path("else").mkdir()
+        shutil.copy("run/kept.pt", "else")
+        refused(lambda: ogan.main(["--resume", "else/kept.pt", "--epochs", "2"]), "run folder")
+        assert [path.name for path in Path("else").iterdir()] == ["kept.pt"]
         ogan.main(["--resume", "run/checkpoint.pt", "--epochs", "2"])
         assert equal(checkpoint("run")["parts"], checkpoint("whole")["parts"])
         Path("begun").mkdir()
@@ -3456,6 +3482,9 @@ def test_recipe_paper_is_the_paper():
         assert values.items() <= vars(module.Config.paper()).items()
     given = infogan.Config.paper(width=8, invariance=1.0)         # what is given comes first
     assert (given.width, given.invariance, given.epochs) == (8, 1.0, 11)
+    assert infogan.Config.paper(updates=9).epochs == -1           # as many as make these
+    assert infogan.Config.paper(updates=9, epochs=2).epochs == 2
+    assert common.parse(ogan.Config, "x", ["--recipe", "paper", "--updates", "9"]).epochs == -1
     with folder():
         small_data(64)
         state = run("infogan", "--recipe", "paper", "--epochs", 0)

@@ -69,7 +69,9 @@ def load(path):
     """The model in a run folder or saved file, of whichever method; InputError if of neither."""
     try:
         return ogan.OGAN.load(path)
-    except common.InputError:
+    except common.InputError as error:
+        if "infogan.py's" not in str(error):
+            raise
         return infogan.InfoGAN.load(path)
 
 

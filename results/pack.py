@@ -83,6 +83,8 @@ def pack(folder, target, size=0):
     Errors: InputError if the folder is missing or holds fewer than two pictures.
     """
     folder = Path(folder).expanduser()
+    if size:
+        common.stages((1, size, size), 1)             # refuses what the networks do not take
     if not folder.is_dir():
         raise common.InputError(f"{folder}: no such folder")
     found = look_through(folder)

@@ -31,6 +31,7 @@ import concurrent.futures
 import html
 import itertools
 import json
+import math
 import os
 import shlex
 import statistics
@@ -115,8 +116,9 @@ def judges(folders):
             samples = cls.load(folder).sample(n, rng=torch.Generator().manual_seed(0))
             features = common.in_batches(judge.features, samples)
             distances[task].append(common.frechet_distance(features, test))
-    ranks = rank_correlation(*(torch.tensor(found) for found in distances.values()))
-    return distances | {"rank_correlation": float(ranks)}
+    found = torch.tensor(list(distances.values()))
+    ranks = float(rank_correlation(*found)) if found.isfinite().all() else math.nan
+    return common.defined(distances | {"rank_correlation": ranks})
 
 
 def effect(model, latent, j, test_images):
@@ -550,6 +552,8 @@ def main(argv):
             with common.blaming(" ".join(argv), "folders of finished runs"):
                 found = judges(argv)
             print(json.dumps(found, indent=1))
+        elif Path(argv[0]).is_dir() and len(argv) > 1:
+            raise InputError(f"{' '.join(argv)}: expected folders of runs alone")
         elif Path(argv[0]).is_dir():
             with common.blaming(argv[0], "the folder of a run that has scores"):
                 lines = Path(argv[0], "metrics.jsonl").read_text().splitlines()
