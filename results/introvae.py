@@ -135,8 +135,7 @@ class Config(common.RunConfig):
     batch_size: int = common.option(64, "images in a training step", low=2)
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
     form: str = common.option("introvae", "the losses", choices=FORMS)
-    vae_epochs: int = common.option(1, "epochs of plain VAE before the game; of few "
-                                   "images as many as make 100 updates")
+    vae_epochs: int = common.option(1, "epochs of plain VAE first, 100 updates or more")
     alpha: float = common.option(0.25, "weight of the adversarial terms")
     margin: float = common.option(30.0, "m, above which KL of fakes is large enough, in nats")
     beta: float = common.option(5.0, "weight of the reconstruction error against KL")

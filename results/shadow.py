@@ -27,8 +27,8 @@ class Shadow(ogan.OGAN):
     def __init__(self, shape=(1, 28, 28), latent=32, width=32, hidden=0):
         super().__init__(shape, latent, width, components=0)
         self.options = {"shape": self.shape, "latent": latent, "width": width, "hidden": hidden}
-        trunk, _ = self.encoder[:2]
-        self.encoder = nn.Sequential(trunk, nn.Linear(16 * width, 1), common.Float32())
+        critic = nn.Linear(16 * width, 1)
+        self.encoder = nn.Sequential(self.encoder[0], critic, common.Float32())
         layers = [nn.Linear(16 * width, latent)]
         if hidden:
             layers = [nn.Linear(16 * width, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
