@@ -108,9 +108,9 @@ class IntroVAE(ogan.OGAN):
     """OGAN's networks; E gives mean and log variance, and the mean is the code."""
     METHOD = "introvae"
 
-    def __init__(self, shape=(1, 28, 28), latent=32, width=32, components=100):
-        super().__init__(shape, latent, width, components=components)
-        del self.options["critic"]
+    def __init__(self, shape=(1, 28, 28), latent=32, width=32):
+        super().__init__(shape, latent, width, components=0)
+        self.options = {"shape": self.shape, "latent": latent, "width": width}
         self.encoder[1] = nn.Linear(16 * width, 2 * latent)
 
     def posterior(self, images):
@@ -140,8 +140,6 @@ class Config(common.RunConfig):
     margin: float = common.option(30.0, "m, above which KL of fakes is large enough, in nats")
     beta: float = common.option(5.0, "weight of the reconstruction error against KL")
     beta_negative: float = common.option(30.0, "weight of the KL of fakes, with --form soft")
-    components: int = common.option(100, "Gaussians fitted to the codes of training images, from "
-                                    "which samples are drawn; 0: N(0, I)", high=1000)
     lr_encoder: float = common.option(5e-4, "Adam's rate for E")
     lr_generator: float = common.option(1e-3, "Adam's rate for G")
     average: float = common.option(0.998, "decay of the moving average that samples and encodes",
@@ -161,8 +159,7 @@ def train(config):
     """Train as `config` says; returns the model and the Run."""
     run = common.Run(config)
     config = run.config
-    model = IntroVAE(run.data.shape, config.latent, config.width, config.components)
-    model.to(run.device).train()
+    model = IntroVAE(run.data.shape, config.latent, config.width).to(run.device).train()
     average = common.MovingAverage(model, config.average)
     e_optimizer = common.optimizer(model.e_parameters(), config.lr_encoder)
     g_optimizer = common.optimizer(model.g_parameters(), config.lr_generator)
@@ -187,7 +184,6 @@ def train(config):
         step = vae if epoch <= config.vae_epochs else game
         for real in run.batches():
             run.log(step(real))
-        average.model.fit_mixture(run.data.images)
         shown = ogan.figures(average.model, run.data)
         run.report(scores(average.model, run.data, config.samples), shown)
     judge = common.Judge.for_data(run.data)
