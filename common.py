@@ -287,7 +287,7 @@ class Model(nn.Module):
         if len(images) < 2:
             raise InputError(f"a batch of {len(images)} images; batch normalisation wants two or "
                              "more: leave the last out, as by drop_last=True")
-        if not images.is_floating_point() or not images.numel():
+        if not images.is_floating_point():
             return ready
         if not images.is_cuda:
             refuse_outside(images)
@@ -1306,8 +1306,7 @@ class RunConfig:
         epochs in all, the device, data or samples."""
         for name in changes:
             if name not in cls.MAY_CHANGE:
-                flag = "--" + name.strip("_").replace("_", "-")
-                raise InputError(f"{flag} cannot change in a resumed run")
+                raise InputError(f"{flag_of(name)} cannot change in a resumed run")
         with blaming(resume, f"a run of this {cls.METHOD}.py"):
             state = read_checkpoint(resume, cls.METHOD)
             if "config" not in state:
@@ -1316,7 +1315,7 @@ class RunConfig:
             config = cls(**(saved | changes | {"resume": str(resume)}))
         for f in fields(cls):
             if f.name not in saved:
-                print(f"{resume} is from before {flag_of(f)}; it goes on with "
+                print(f"{resume} is from before {flag_of(f.name)}; it goes on with "
                       f"{getattr(config, f.name)!r}", file=sys.stderr)
         return config
 
@@ -1326,20 +1325,20 @@ class RunConfig:
             low, high, choices = (f.metadata[key] for key in ("low", "high", "choices"))
             kind = type(f.metadata["default"])
             if type(value) is not kind and (kind, type(value)) != (float, int):
-                raise InputError(f"{flag_of(f)} is {value!r}; expected {kind.__name__}")
+                raise InputError(f"{flag_of(f.name)} is {value!r}; expected {kind.__name__}")
             if choices and value not in choices:
-                raise InputError(f"{flag_of(f)} is {value}; choose from {', '.join(choices)}")
+                raise InputError(f"{flag_of(f.name)} is {value}; choose from {', '.join(choices)}")
             for number in value if kind is list else [value]:
                 if kind is list and type(number) is not int:
-                    raise InputError(f"{flag_of(f)} holds {number!r}; expected whole numbers")
+                    raise InputError(f"{flag_of(f.name)} holds {number!r}; expected whole numbers")
                 if kind is not str and not low <= number <= high:
-                    raise InputError(f"{flag_of(f)} is {number}; expected {low} to {high}")
+                    raise InputError(f"{flag_of(f.name)} is {number}; expected {low} to {high}")
             if kind is str and value.startswith("~"):
                 setattr(self, f.name, os.path.expanduser(value))
 
 
-def flag_of(f):
-    return "--" + f.name.strip("_").replace("_", "-")
+def flag_of(name):
+    return "--" + name.strip("_").replace("_", "-")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1359,16 +1358,16 @@ def parse(Config, description, argv=None):
         text = f"{f.metadata['help']} (default: {default!r}"
         text += f"; paper: {Config.PAPER[f.name]!r})" if f.name in Config.PAPER else ")"
         if isinstance(default, bool):
-            parser.add_argument(flag_of(f), action=argparse.BooleanOptionalAction, help=text)
+            parser.add_argument(flag_of(f.name), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(default, list):
-            parser.add_argument(flag_of(f), nargs="*", type=int, metavar="K", help=text)
+            parser.add_argument(flag_of(f.name), nargs="*", type=int, metavar="K", help=text)
         else:
-            parser.add_argument(flag_of(f), type=type(default), choices=choices, help=text,
+            parser.add_argument(flag_of(f.name), type=type(default), choices=choices, help=text,
                                 dest=f.name,
                                 metavar=None if choices else type(default).__name__.upper())
     found, unknown = parser.parse_known_args(argv)
     if unknown:
-        flags = ["--recipe", *map(flag_of, fields(Config))]
+        flags = ["--recipe", *(flag_of(f.name) for f in fields(Config))]
         meant = [flag for flag in flags if flag.startswith(unknown[0]) and len(unknown[0]) > 2]
         meant = meant or difflib.get_close_matches(unknown[0], flags)
         hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
@@ -1549,13 +1548,15 @@ def blaming(path, what):
                          f"else ({why})") from None
 
 
-def read_checkpoint(path, method):
-    """The dict in a saved model, checkpoint.pt or run folder of that method, or InputError."""
+def read_checkpoint(path, *methods):
+    """The dict in a saved model, checkpoint.pt or run folder of one of these methods, or
+    InputError."""
     path = Path(path).expanduser()
     path = path / "checkpoint.pt" if path.is_dir() else path
-    with blaming(path, f"a run folder or saved model of {method}.py"):
+    scripts = " or ".join(f"{method}.py" for method in methods)
+    with blaming(path, f"a run folder or saved model of {scripts}"):
         state = safe_load(path)
-        if state["method"] != method:
+        if state["method"] not in methods:
             raise ValueError(f"{state['method']}.py's")
         return state
 

@@ -3805,8 +3805,7 @@ def test_the_shadow_leaves_the_gan_alone():
     for rate in (0.0, 0.1):
         with folder():
             small_data()
-            config = shadow.Config(epochs=2, width=2, batch_size=32, hidden=8, lr_head=rate,
-                                   data="small.pt")
+            config = shadow.Config(epochs=2, width=2, batch_size=32, lr_head=rate, data="small.pt")
             with single_epochs():
                 model, finished = shadow.train(config)
             assert {"agreement", "rho", "frechet"} <= finished.history[-1].keys()
@@ -3914,9 +3913,9 @@ def test_python_in_the_notebooks_runs():
         done = subprocess.run([*command, small_data(), *few], capture_output=True, text=True)
         assert re.fullmatch(r"seed 0: accuracy 0\.\d+, NMI 0\.\d+\n", done.stdout), done
         assert decode_png(Path("own-infogan.png").read_bytes()).shape == (600, 600, 1)
-        bad = small_data(labels=False)
-        done = subprocess.run([*command, bad], capture_output=True, text=True)
-        assert done.returncode == 2 and "28x28 grey images with labels" in done.stderr
+        for bad in (small_data(labels=False), small_data(shape=(1, 8, 8), path="other.pt")):
+            done = subprocess.run([*command, bad], capture_output=True, text=True)
+            assert done.returncode == 2 and "28x28 grey images with labels" in done.stderr
     names = {}
     torch.manual_seed(0)
     for block in pages[0]:
@@ -4057,9 +4056,9 @@ def test_the_readmes_name_every_flag_and_key():
     flags = {"--recipe", "--help", "--long", "--nproc-per-node", "--onnx"}
     for module in METHODS.values():
         for f in fields(module.Config):
-            flags |= {common.flag_of(f), "--no-" + common.flag_of(f)[2:]}
-            assert f"`{common.flag_of(f)}" in notes, f.name
-    flags |= {common.flag_of(f) for f in (*fields(introvae.Config), *fields(shadow.Config))}
+            flags |= {common.flag_of(f.name), "--no-" + common.flag_of(f.name)[2:]}
+            assert f"`{common.flag_of(f.name)}" in notes, f.name
+    flags |= {common.flag_of(f.name) for f in (*fields(introvae.Config), *fields(shadow.Config))}
     for path in (front, notebook, HERE / "results" / "README.zh.md"):
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text("utf-8")):
             assert flag in flags, (path.name, flag)

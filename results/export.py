@@ -67,12 +67,8 @@ def exported(model):
 
 def load(path):
     """The model in a run folder or saved file, of whichever method; InputError if of neither."""
-    try:
-        return ogan.OGAN.load(path)
-    except common.InputError as error:
-        if "infogan.py's" not in str(error):
-            raise
-        return infogan.InfoGAN.load(path)
+    methods = {cls.METHOD: cls for cls in (infogan.InfoGAN, ogan.OGAN)}
+    return methods[common.read_checkpoint(path, *methods)["method"]].load(path)
 
 
 def main(argv=None):

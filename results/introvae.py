@@ -19,8 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
 import ogan
@@ -155,6 +154,22 @@ def scores(model, data, samples=10_000, judge=None):
     return result
 
 
+def rounds(run, average, step_of):
+    """The run around `step_of(epoch)`, a captured training step; returns the model and the Run."""
+    shown = ogan.figures(average.model, run.data)
+    if run.is_new:
+        run.report({}, shown)
+    for epoch in run.epochs():
+        step = step_of(epoch)
+        for real in run.batches():
+            run.log(step(real))
+        shown = ogan.figures(average.model, run.data)
+        run.report(scores(average.model, run.data, run.config.samples), shown)
+    judge = common.Judge.for_data(run.data)
+    run.report(scores(average.model, run.data, run.config.samples, judge), shown)
+    return average.model.eval(), run
+
+
 def train(config):
     """Train as `config` says; returns the model and the Run."""
     run = common.Run(config)
@@ -176,19 +191,8 @@ def train(config):
             return losses
         return common.Captured(step)
 
-    shown = ogan.figures(average.model, run.data)
-    if run.is_new:
-        run.report({}, shown)
     vae, game = step_of("vae"), step_of(config.form)
-    for epoch in run.epochs():
-        step = vae if epoch <= config.vae_epochs else game
-        for real in run.batches():
-            run.log(step(real))
-        shown = ogan.figures(average.model, run.data)
-        run.report(scores(average.model, run.data, config.samples), shown)
-    judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge), shown)
-    return average.model.eval(), run
+    return rounds(run, average, lambda epoch: vae if epoch <= config.vae_epochs else game)
 
 
 if __name__ == "__main__":

@@ -80,11 +80,12 @@ def kept_size(sizes):
 def pack(folder, target, size=0):
     """Write the pictures under `folder` to `target`; a `size` makes all of them squares of it.
 
-    Errors: InputError if the folder is missing or holds fewer than two pictures.
+    Errors: InputError if the folder is missing or holds fewer than two pictures, or the networks
+    take no images of that size.
     """
     folder = Path(folder).expanduser()
     if size:
-        common.stages((1, size, size), 1)             # refuses what the networks do not take
+        common.stages((1, size, size), 1)
     if not folder.is_dir():
         raise common.InputError(f"{folder}: no such folder")
     found = look_through(folder)

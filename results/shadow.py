@@ -5,7 +5,7 @@
 G and the critic play O-GAN's game without its correlation term, on O-GAN's networks. Beside them a
 head learns to give each sample's z back, by the correlation with z, from the features of the
 critic's last layer but one; no gradient goes from it into the critic. What it reads costs the GAN
-nothing. `--hidden K` gives it a hidden layer.
+nothing.
 """
 
 import sys
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import common
+import introvae
 import ogan
 from torch import nn
 
@@ -24,16 +25,12 @@ class Shadow(ogan.OGAN):
     not trained for it."""
     METHOD = "shadow"
 
-    def __init__(self, shape=(1, 28, 28), latent=32, width=32, hidden=0):
+    def __init__(self, shape=(1, 28, 28), latent=32, width=32):
         super().__init__(shape, latent, width, components=0)
-        self.options = {"shape": self.shape, "latent": latent, "width": width, "hidden": hidden}
+        self.options = {"shape": self.shape, "latent": latent, "width": width}
         critic = nn.Linear(16 * width, 1)
         self.encoder = nn.Sequential(self.encoder[0], critic, common.Float32())
-        layers = [nn.Linear(16 * width, latent)]
-        if hidden:
-            layers = [nn.Linear(16 * width, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2),
-                      nn.Linear(hidden, latent)]
-        self.head = nn.Sequential(*layers, common.Float32())
+        self.head = nn.Sequential(nn.Linear(16 * width, latent), common.Float32())
 
     def forward(self, images):
         """Images (N, C, H, W) in [0, 1] to codes (N, latent)."""
@@ -46,7 +43,6 @@ class Config(common.RunConfig):
     updates: int = common.option(4_690, "about so many training steps", low=1)
     batch_size: int = common.option(64, "images in a training step", low=2)
     latent: int = common.option(32, "latent variables, z ~ N(0, I)", low=2)
-    hidden: int = common.option(0, "units of the head's hidden layer; 0: none")
     lr_encoder: float = common.option(2e-4, "Adam's rate for the critic")
     lr_head: float = common.option(1e-3, "Adam's rate for the head")
     lr_generator: float = common.option(1e-3, "Adam's rate for G")
@@ -56,19 +52,11 @@ class Config(common.RunConfig):
     METHOD = "shadow"
 
 
-def scores(model, data, samples=10_000, judge=None):
-    """`ogan.scores`, without what says something of a critic alone."""
-    result = ogan.scores(model, data, samples, judge)
-    del result["avg_real"], result["std_real"]
-    return result
-
-
 def train(config):
     """Train as `config` says; returns the model and the Run."""
     run = common.Run(config)
     config = run.config
-    model = Shadow(run.data.shape, config.latent, config.width, config.hidden)
-    model.to(run.device).train()
+    model = Shadow(run.data.shape, config.latent, config.width).to(run.device).train()
     average = common.MovingAverage(model, config.average)
     e_optimizer = common.optimizer(list(model.encoder.parameters()), config.lr_encoder)
     h_optimizer = common.optimizer(list(model.head.parameters()), config.lr_head)
@@ -100,18 +88,8 @@ def train(config):
         return {"loss_e": loss_e.detach(), "loss_g": loss_g.detach(),
                 "loss_latent": loss_latent.detach()}
 
-    shown = ogan.figures(average.model, run.data)
-    if run.is_new:
-        run.report({}, shown)
     step = common.Captured(step)
-    for _ in run.epochs():
-        for real in run.batches():
-            run.log(step(real))
-        shown = ogan.figures(average.model, run.data)
-        run.report(scores(average.model, run.data, config.samples), shown)
-    judge = common.Judge.for_data(run.data)
-    run.report(scores(average.model, run.data, config.samples, judge), shown)
-    return average.model.eval(), run
+    return introvae.rounds(run, average, lambda epoch: step)
 
 
 if __name__ == "__main__":

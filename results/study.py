@@ -11,7 +11,7 @@
 With --arms ARM .. behind it a plot has those arms alone, in that order. A study file says what to
 run and holds what came out:
 
-    arms      name -> command line of one of SCRIPTS
+    arms      name -> command line of infogan.py, ogan.py, results/introvae.py or .../shadow.py
     seeds     a list for all arms, or arm -> list
     jobs      runs at a time, on a thread each; 1, the default, leaves all threads to one run
     reach     score -> value: the training seconds until an epoch ended with it (optional)
@@ -546,19 +546,18 @@ def main(argv):
                 raise InputError(f"expected: {argv[0]} STUDY.json SCORE [SCORE] [--arms ARM ..]")
             make = plot if argv[0] == "plot" else dots
             return make(*argv[1:end], arms=argv[end + 1:])
-        if len(argv) > 1 and all(Path(name).is_dir() for name in argv):
+        if not Path(argv[0]).is_dir():
+            return study(argv[0], argv[1:])
+        if not all(Path(name).is_dir() for name in argv):
+            raise InputError(f"{' '.join(argv)}: expected folders of runs alone")
+        if len(argv) > 1:
             with common.blaming(" ".join(argv), "folders of finished runs"):
                 found = judges(argv)
-            print(json.dumps(found, indent=1))
-        elif Path(argv[0]).is_dir() and len(argv) > 1:
-            raise InputError(f"{' '.join(argv)}: expected folders of runs alone")
-        elif Path(argv[0]).is_dir():
+        else:
             with common.blaming(argv[0], "the folder of a run that has scores"):
                 lines = Path(argv[0], "metrics.jsonl").read_text().splitlines()
                 found = json.loads(lines[-1]) | measures(argv[0])
-            print(json.dumps(found, indent=1))
-        else:
-            study(argv[0], argv[1:])
+        print(json.dumps(found, indent=1))
     except InputError as error:
         print(f"study.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
