@@ -14,6 +14,7 @@ import difflib
 import gzip
 import hashlib
 import html
+import inspect
 import io
 import itertools
 import json
@@ -66,12 +67,15 @@ def stages(shape, width):
     once it is odd. Errors: InputError unless it has a factor of 4 and the longer can be halved so
     often.
     """
+    if len(shape) != 3 or min(*shape, width) < 1:
+        raise InputError(f"shape is {tuple(shape)}, width {width}; expected (channels, height, "
+                         "width) of images, and channels of the first convolution, 1 or more")
     h, w = shape[1:]
     side = max(h, w)
     count = 2
     while side > 32 and side >> count >= 8:
         count += 1
-    if min(shape) < 1 or side % 2**count or min(h, w) % 4:
+    if side % 2**count or min(h, w) % 4:
         raise InputError(f"images of {'x'.join(map(str, shape))} do not fit the networks; pad or "
                          f"crop them, the longer side to multiples of {2**count}, the other of 4")
     found = []
@@ -1029,7 +1033,7 @@ def sheet(images, columns):
 
 def save_grid(images: Tensor | list[Tensor], path: str | Path, columns: int = 10) -> None:
     """Write images, uint8 or in [0, 1]: (N, C, H, W) to one PNG, `columns` to a row; (C, H, W) to
-    one as it is; (N, C, H, W) to one each where `path` is no .png but a folder. InputError."""
+    one as it is; (N, C, H, W) to one each where `path` is no picture's but a folder. InputError."""
     if isinstance(images, (list, tuple)) and all(map(torch.is_tensor, images)):
         alike = len({image.shape for image in images}) == 1
         images = torch.stack(images) if alike else images
@@ -1040,6 +1044,8 @@ def save_grid(images: Tensor | list[Tensor], path: str | Path, columns: int = 10
     if images.is_floating_point():
         refuse_outside(images)
     images, path = floats(images), Path(path)
+    if columns < 1 or path.suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif"):
+        raise InputError(f"{path} in {columns} columns; expected a .png or a folder, and 1 or more")
     if images.ndim == 3:
         write_file(path, png(grid(images[None], 1, scale=1, border=0)))
     elif path.suffix.lower() == ".png" or path.is_file():
@@ -1335,6 +1341,11 @@ class RunConfig:
                     raise InputError(f"{flag_of(f.name)} is {number}; expected {low} to {high}")
             if kind is str and value.startswith("~"):
                 setattr(self, f.name, os.path.expanduser(value))
+
+    def arguments(self, function):
+        """The options that a function or class takes, name -> value."""
+        return {name: value for name, value in vars(self).items()
+                if name in inspect.signature(function).parameters}
 
 
 def flag_of(name):

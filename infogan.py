@@ -26,10 +26,8 @@ on MNIST the category is the digit, c2 its slant and c3 its width.
     --unequal            which find how often each category comes, too; else all equally often
     --naming 5           a real image, sheared and widened, is read as that much more of c2 and c3
     --colour-blind       Q's own layers see an image's contrast alone, whatever its colours
-    --lr-discriminator   5e-4, for 2e-4
-    --init torch         torch's initial weights, for N(0, 0.02)
     --average 0.99       moving averages of all weights sample and encode
-    --width 32           half of the paper's channels, for a laptop
+    --width 32           half of the paper's channels; and --init torch, --lr-discriminator 5e-4
 
 Both follow the authors' code where the paper is silent: G minimises -log D(G), z is uniform on
 (-1, 1). Unlike it Q predicts a code's deviation too, H of a continuous code is its uniform prior's,
@@ -126,16 +124,16 @@ def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimiz
     with autocast:
         fake = model.generator(latent)
         of_real, of_fake = common.mixed(model.d_trunk, real, fake.detach(), batch_mix)
-        real_logit, read = model.heads(of_real, detached)
-        fake_logit, codes = model.heads(of_fake, detached)
+        real_logit, seen = model.heads(of_real, detached=detached)
+        fake_logit, codes = model.heads(of_fake, detached=detached)
     losses = {"loss_d": discriminator_loss(real_logit, fake_logit)}
     d_scores = {"d_real": real_logit.sigmoid().mean(), "d_fake": fake_logit.sigmoid().mean()}
     loss = losses["loss_d"] + information_loss(codes, target, **weights)
     if naming > 0 and model.continuous > 0 and len(real) > 2:       # batch normalisation wants two
         changed, change = restyled(real[::2])
         with autocast:
-            _, again = model.heads(model.d_trunk(changed), detached)
-        difference = (again.mean - read.mean[::2]) / model.code_range
+            _, again = model.heads(model.d_trunk(changed), detached=detached)
+        difference = (again.mean - seen.mean[::2]) / model.code_range
         losses["loss_naming"] = naming * naming_loss(difference, change)
         loss = loss + losses["loss_naming"]
     d_optimizer.zero_grad()
@@ -148,14 +146,14 @@ def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimiz
             _, of_fake = common.mixed(model.d_trunk, real, fake, batch_mix)
         else:
             of_fake = model.d_trunk(fake)
-        fake_logit, codes = model.heads(of_fake, images=fake)
+        fake_logit, codes = model.heads(of_fake, fake)
     losses["loss_g"] = generator_loss(fake_logit)
     losses["loss_information"] = information_loss(codes, target, **weights)
     loss = losses["loss_g"] + losses["loss_information"]
     if invariance > 0 and model.q_trunk is not None:
         warps = warp(torch.cat([real, real]))      # two of a real image are in one category
         with autocast:
-            pair = model.categorise(warps)[0].chunk(2)
+            pair = model.categorise(warps)[:, :model.categorical[0]].chunk(2)
         losses["loss_invariance"] = invariance * invariance_loss(*pair, weights["shares"])
         loss = loss + losses["loss_invariance"]
     g_optimizer.zero_grad()
@@ -202,6 +200,7 @@ class InfoGAN(common.Model):
     METHOD = "infogan"
     TRUNKS = ["own", "shared", "detached"]
     G_PARTS = ("generator.", "q_")                           # Q's own layers play with G
+    d_parameters = common.Model.other_parameters             # D's, and Q's on D's trunk
 
     def __init__(self, shape: Sequence[int] = (1, 28, 28), noise: int = 62,
                  categorical: Sequence[int] = (10,), continuous: int = 2, code_range: float = 1.0,
@@ -211,17 +210,15 @@ class InfoGAN(common.Model):
                          continuous=continuous, code_range=code_range, width=width, trunk=trunk,
                          colour_blind=colour_blind, unequal=unequal)
         logits, moments = sum(categorical), 2 * continuous
-        self.latent_size = noise + logits + continuous
-        fits = logits + moments > 0 and all(k > 1 for k in categorical) and code_range > 0
-        if not fits or trunk not in self.TRUNKS:
+        fits = all(k > 1 for k in categorical) and min(noise, continuous) >= 0 and code_range > 0
+        if not fits or logits + moments == 0 or trunk not in self.TRUNKS:
             raise common.InputError(
-                f"categorical is {categorical}, continuous {continuous}, code_range {code_range}, "
-                f"trunk {trunk!r}; expected one code or more, 2 categories or more, a positive "
-                "range, and own, shared or detached")
-
+                f"categorical is {categorical}, continuous {continuous}, noise {noise}, code_range "
+                f"{code_range}, trunk {trunk!r}; expected one code or more, 2 categories or more, "
+                "a positive range, and own, shared or detached")
         own = trunk == "own" and logits > 0
-        seen = (1, *shape[1:]) if colour_blind else shape
         read_off_d = moments if own else logits + moments
+        self.latent_size = noise + logits + continuous
         self.generator = common.convolutional_generator(self.latent_size, shape, width,
                                                         nn.Sigmoid())
         self.d_trunk = common.convolutional_trunk(shape, width, slope=0.1)
@@ -230,6 +227,7 @@ class InfoGAN(common.Model):
         if read_off_d:                                              # on D's trunk
             self.code_head = head(16 * width, 2 * width, read_off_d)
         if own:                                    # half as wide: a digit is told more easily
+            seen = (1, *shape[1:]) if colour_blind else shape
             self.q_width = max(1, width // 2)
             self.q_trunk = common.convolutional_trunk(seen, self.q_width, slope=0.1)
             self.q_head = head(16 * self.q_width, 2 * width, logits)
@@ -239,37 +237,38 @@ class InfoGAN(common.Model):
     def forward(self, images: Tensor) -> tuple[Tensor, Codes]:
         """D and Q: images (N, C, H, W) in [0, 1] to real-or-fake logits (N,) and Codes."""
         images = self.floats(images)
-        return self.heads(self.d_trunk(images), images=images)
+        return self.heads(self.d_trunk(images), images)
 
     # What follows takes images that `floats` or G made.
 
-    def heads(self, features, detach_trunk=False, images=None):
-        """D and Q from the features (N, 16 width) of D's trunk, from which detach_trunk keeps Q's
-        gradient: logits (N,) and Codes. Categories with a trunk of their own are those of `images`,
-        or left out."""
+    def heads(self, features, images=None, detached=False):
+        """D and Q from the features (N, 16 width) of D's trunk, to which no gradient of Q goes if
+        `detached`: logits (N,) and Codes. Categories with a trunk of their own are those of
+        `images`, or left out."""
         logit = self.d_head(features)
-        if detach_trunk:
-            features = features.detach()
-        output = features[:, :0] if self.code_head is None else self.code_head(features)
-        codes = self.split_output(output)
+        output = self.read(features.detach() if detached else features, images)
+        return logit, self.split_output(output)
+
+    def read(self, features, images=None):
+        """Q's output (N, .): logits of all categories, means and raw deviations, as `heads`."""
+        parts = [features[:, :0]]
         if self.q_trunk is not None and images is not None:
-            codes = codes._replace(categorical=self.categorise(images))
-        return logit, codes
+            parts.append(self.categorise(images))
+        if self.code_head is not None:
+            parts.append(self.code_head(features))
+        return torch.cat(parts, 1)
+
+    def q(self, images):
+        """The whole of it, of images (N, C, H, W)."""
+        return self.read(self.d_trunk(images), images)
 
     def categorise(self, images):
-        """Q's own trunk: images (N, C, H, W) to the categories' logits, (N, K) each."""
-        return self.q_head(self.q_trunk(self.view(images))).split(self.categorical, dim=1)
+        """Q's own trunk: images (N, C, H, W) to logits (N, sum of category sizes)."""
+        return self.q_head(self.q_trunk(self.view(images)))
 
     def view(self, images):
         """What Q's own trunk sees of images (N, C, H, W)."""
         return contrast(images) if self.colour_blind else images
-
-    def q(self, images):
-        """Q's whole output: images (N, C, H, W) to (N, sum of category sizes + 2 continuous)."""
-        parts = [] if self.q_trunk is None else self.categorise(images)
-        if self.code_head is not None:
-            parts = [*parts, self.code_head(self.d_trunk(images))]
-        return torch.cat(parts, 1)
 
     def split_output(self, output):
         """Q's output as Codes, the whole or what is read off D's trunk."""
@@ -278,8 +277,6 @@ class InfoGAN(common.Model):
             sizes = [*self.categorical, *sizes]
         *logits, mean, raw_std = output.split(sizes, dim=1)
         return Codes(logits, mean, F.softplus(raw_std) + 0.01)
-
-    d_parameters = common.Model.other_parameters             # D's, and Q's on D's trunk
 
     def sample_latent(self, n: int, categorical: Given = None, continuous: Given = None,
                       rng: torch.Generator | None = None) -> Tensor:
@@ -293,54 +290,48 @@ class InfoGAN(common.Model):
         """
         random = {"device": self.device, "generator": rng}
         noise = torch.rand(n, self.noise, **random) * 2 - 1
-        columns = [torch.randint(k, (n,), **random) for k in self.categorical]
-        if self.unequal and columns:
+        columns = torch.zeros(n, len(self.categorical), dtype=torch.long, device=self.device)
+        for i, k in enumerate(self.categorical):
+            columns[:, i] = torch.randint(k, (n,), **random)
+        if self.unequal and self.categorical:
             chance = torch.rand(n, **random)
-            columns[0] = torch.bucketize(chance, self.shares.float().cumsum(0)[:-1], right=True)
+            columns[:, 0] = torch.bucketize(chance, self.shares.float().cumsum(0)[:-1], right=True)
         values = (torch.rand(n, self.continuous, **random) * 2 - 1) * self.code_range
         if categorical is not None:
-            columns = self._given_categories(categorical, n, columns)
+            columns = self._given(categorical, columns, "categorical", "whole numbers from 0 to "
+                                  f"below {self.categorical}: one, ({n},) or")
         if continuous is not None:
-            given = self._given(continuous, values.unbind(1))
-            try:
-                values = given.float().expand_as(values)
-            except (AttributeError, RuntimeError):
-                given = None
-            if given is None or not values.isfinite().all():
-                asked = " ".join(str(continuous).split())
-                raise common.InputError(f"continuous is {asked}; expected finite numbers that "
-                                        f"broadcast to ({n}, {self.continuous})")
-        onehots = [F.one_hot(column, k) for column, k in zip(columns, self.categorical)]
+            values = self._given(continuous, values, "continuous", "finite numbers, broadcast to")
+        onehots = [F.one_hot(column, k) for column, k in zip(columns.T, self.categorical)]
         return torch.cat([noise, *onehots, values], 1).to(next(self.parameters()))
 
-    def _given(self, codes, drawn):
-        """Codes that a user gave as a tensor: of a list with None in it the columns of `drawn`,
-        (n,) each, but for what is not None. None where that makes no tensor."""
+    def _given(self, codes, drawn, name, expected):
+        """Drawn codes (n, C), categories or continuous ones, where a user gave some those in their
+        place; InputError that says what is expected."""
+        whole = not drawn.is_floating_point()
         try:
             if isinstance(codes, (list, tuple)) and any(value is None for value in codes):
-                columns = []
-                for value, one in itertools.zip_longest(codes, drawn):
+                held = []
+                for value, one in itertools.zip_longest(codes, drawn.T):
                     value = one if value is None else torch.as_tensor(value, device=self.device)
-                    columns.append(value.expand_as(one))
-                codes = torch.stack(columns, 1)
+                    held.append(value.expand_as(one))
+                codes = torch.stack(held, 1)
             given = torch.as_tensor(codes, device=self.device)
-            return None if given.is_complex() else given
-        except (AttributeError, TypeError, ValueError, RuntimeError):
-            return None
-
-    def _given_categories(self, categorical, n, columns):
-        """`columns`, drawn ones (n,) a code, where `sample_latent` was given categories these."""
-        given = self._given(categorical, columns)
-        if given is not None and (given.ndim == 0 or given.shape == (n,)):
-            given = given.expand(n)[:, None]
-        sizes = torch.tensor(self.categorical, device=self.device)
-        fits = given is not None and given.ndim == 2 and given.shape[1] <= len(sizes)
-        if not fits or len(given) != n or given.is_floating_point() or (given < 0).any() or (
-                given >= sizes[:given.shape[1]]).any():
-            asked = " ".join(str(categorical).split())
-            raise common.InputError(f"categorical is {asked}; expected whole numbers from 0 to "
-                                    f"below {self.categorical}: one, ({n},) or ({n}, {len(sizes)})")
-        return [*given.long().unbind(1), *columns[given.shape[1]:]]
+            if whole:
+                if given.ndim == 0 or given.shape == drawn.shape[:1]:
+                    given = given.expand(len(drawn))[:, None]
+                given = torch.cat([given, drawn[:, given.shape[1]:]], 1)            # the first ones
+                below = torch.tensor(self.categorical, device=self.device)
+                fits = not given.is_floating_point() and ((given >= 0) & (given < below)).all()
+            else:
+                given = given.expand_as(drawn)
+                fits = not given.is_complex() and given.isfinite().all()
+            if fits and given.shape == drawn.shape:
+                return given.to(drawn)
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+            pass
+        asked = " ".join(str(codes).split())
+        raise common.InputError(f"{name} is {asked}; expected {expected} {tuple(drawn.shape)}")
 
     def split_latent(self, latent: Tensor) -> Latent:
         """Latents (N, noise + codes) as a Latent."""
@@ -389,34 +380,28 @@ def invariance_loss(logits: Tensor, logits_again: Tensor, shares=None, balance=2
     return balance * (marginal * (marginal / expected).log()).sum() - information
 
 
-def warp(images: Tensor, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14) -> Tensor:
-    """Each image (N, C, H, W) under its own small affine map, drawn uniformly from +- each bound.
-
-    rotation is in radians; the scale of either axis, and the shear, are fractions; shift is a
-    fraction of the image's size (1/14 is 2 of 28 pixels). Beyond the image its edge goes on.
-    """
-    def uniform(bound):
-        return (torch.rand(len(images), device=images.device) * 2 - 1) * bound
-
-    angle = uniform(rotation)
-    wide = 1 + uniform(scale)
-    high = 1 + uniform(scale)
-    lean = uniform(shear)
-    right = uniform(2 * shift)                                      # in units of half the image
-    down = uniform(2 * shift)
-    cos, sin = angle.cos(), angle.sin()
-    h, w = images.shape[2:]                                         # angles are those of the pixels
-    row_x = torch.stack([wide * cos, wide * (lean * cos - sin) * (h / w), right], 1)
-    row_y = torch.stack([high * sin * (w / h), high * (lean * sin + cos), down], 1)
-    return affine(images, torch.stack([row_x, row_y], 1))
-
-
 def affine(images, theta):
     """Images (N, C, H, W) as seen at theta (N, 2, 3), affine_grid's; beyond it the edge goes on."""
     theta = theta.to(images.dtype)
     with torch.autocast(images.device.type, enabled=False):         # it would round the grid
         grid = F.affine_grid(theta, images.shape, align_corners=False)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def warp(images: Tensor, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14) -> Tensor:
+    """Each image (N, C, H, W) under its own small affine map, drawn uniformly from +- each bound.
+
+    rotation is in radians; the scale of either axis, and the shear, are fractions; shift is a
+    fraction of the image's size (1/14 is 2 of 28 pixels). Beyond the image its edge goes on.
+    """
+    h, w = images.shape[2:]                                         # angles are those of the pixels
+    chance = torch.rand(6, len(images), device=images.device) * 2 - 1
+    bounds = [rotation, scale, scale, shear, 2 * shift, 2 * shift]  # shifts in half the image
+    angle, wide, high, lean, right, down = (u * bound for u, bound in zip(chance, bounds))
+    cos, sin = angle.cos(), angle.sin()
+    row_x = [(1 + wide) * cos, (1 + wide) * (lean * cos - sin) * (h / w), right]
+    row_y = [(1 + high) * sin * (w / h), (1 + high) * (lean * sin + cos), down]
+    return affine(images, torch.stack(row_x + row_y, 1).view(-1, 2, 3))
 
 
 def restyled(images: Tensor, lean=0.3, reach=1 / 28) -> tuple[Tensor, Tensor]:
@@ -433,9 +418,8 @@ def restyled(images: Tensor, lean=0.3, reach=1 / 28) -> tuple[Tensor, Tensor]:
     theta[:, 0, 1] = lean * shear * (h / w)
     images = affine(images, theta)
     pixels = max(1, round(reach * max(h, w)))
-    window = 2 * pixels + 1
-    wide = F.max_pool2d(images, window, 1, pixels)
-    thin = -F.max_pool2d(-images, window, 1, pixels)
+    wide = F.max_pool2d(images, 2 * pixels + 1, 1, pixels)
+    thin = -F.max_pool2d(-images, 2 * pixels + 1, 1, pixels)
     part = spread[:, None, None, None]
     images = torch.where(part > 0, images.lerp(wide, part), images.lerp(thin, -part))
     return images, torch.stack([2 * lean * shear, spread], 1)
@@ -467,12 +451,9 @@ def contrast(images: Tensor) -> Tensor:
 
 
 def neighbours(images: Tensor, view=lambda part: part, count=5, among=6000, components=50):
-    """For each image (N, C, H, W) the `count` nearest of up to `among` random ones: indices (N, .).
-
-    Near by squared distance in the first principal components of the pixels of what `view` makes of
-    them; of more than 28 pixels a side averaged down to that. An image that is among them is a
-    neighbour of its own.
-    """
+    """For each image (N, C, H, W) the `count` nearest of up to `among` random ones, itself too if
+    it is one of them: indices (N, .). Near by squared distance in the first principal components of
+    what `view` makes of the pixels, averaged down to 28 a side."""
     def pixels(part):
         h, w = part.shape[2:]
         return F.adaptive_avg_pool2d(view(part.float()), (min(h, 28), min(w, 28))).flatten(1)
@@ -541,31 +522,30 @@ def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8,
     optimizer = common.optimizer(list(players.parameters()), rate)
     near = neighbours(images, model.view)
 
-    def outputs(chosen, candidates):                                # the indices of N images
+    def outputs(chosen, heads):                                     # the indices of N images
         column = torch.randint(near.shape[1], chosen.shape, device=chosen.device)
         pairs = torch.cat([chosen, near[chosen, column]])
         views = model.view(warp(model.floats(images[pairs])))
         with autocast:
             features = model.q_trunk(views)
-            return [candidate(features) for candidate in candidates]
+            return [head(features) for head in heads]
 
     def descend(loss):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return {}
 
     def learn(chosen):
         pairs = [output.chunk(2) for output in outputs(chosen, candidates)]
         for joint, pair in zip(joints, pairs):
             joint.lerp_(joint_distribution(*pair).detach(), 0.02)
-        return descend(sum(invariance_loss(*pair) for pair in pairs))
+        descend(sum(invariance_loss(*pair) for pair in pairs))
 
     def teach(chosen):
         answer, right = outputs(chosen, [model.q_head, candidates[best]])
         one, other = (right.detach().softmax(1) @ groups).chunk(2)
-        return descend(invariance_loss(*right.chunk(2))
-                       + F.cross_entropy(answer[:, :k], torch.cat([other, one])))
+        descend(invariance_loss(*right.chunk(2))
+                + F.cross_entropy(answer[:, :k], torch.cat([other, one])))
 
     def repeat(step, first, last):
         step = common.Captured(step)
@@ -662,8 +642,7 @@ def clustering(model, data):
     if data.test_labels is None or not model.categorical:
         return {}
     images, labels = common.labelled(data.test_images, data.test_labels)
-    clusters = model.encode(images).categorical[0].argmax(1)
-    return common.clustering_scores(clusters, labels)
+    return common.clustering_scores(model.encode(images).categorical[0].argmax(1), labels)
 
 
 def figures(model: InfoGAN, confusion=()) -> dict:
@@ -672,48 +651,53 @@ def figures(model: InfoGAN, confusion=()) -> dict:
     alike down a column; c2, c3.., a continuous code over twice its range, a row a category.
     Categories of c1 are labelled with the class that most of their images in `confusion` have."""
     rng = torch.Generator(model.device).manual_seed(1)
-    samples = model.sample_latent(100, rng=rng)
-    columns = model.sample_latent(10, rng=rng)
-    rows = model.sample_latent(10, rng=rng)
+    samples, columns, rows = [model.sample_latent(n, rng=rng) for n in (100, 10, 10)]
     names = [str(row) for row in range(10)]
 
-    def picture(latent, caption, rows=(), columns=()):
-        return common.Figure(common.grid(model.decode(latent), 10), caption, rows, columns)
+    def varied(latents, start, values):            # (N, .) and (V, k) to (N, V, .)
+        latents = latents[:, None].repeat(1, len(values), 1)
+        latents[:, :, start:start + values.shape[1]] = values
+        return latents
+
+    def steps(count):
+        return torch.linspace(-2, 2, count, device=model.device)[:, None] * model.code_range
+
+    def texts(values, digits):
+        return [f"{value:{digits}}" for value in values.flatten().tolist()]
+
+    def picture(latents, caption, rows=(), columns=()):
+        images = model.decode(latents.reshape(-1, model.latent_size))
+        return common.Figure(common.grid(images, 10), caption, rows, columns)
 
     shown = {"samples": picture(samples, "Samples.")}
     start = model.noise                                           # where a code's columns begin
     for i, k in enumerate(model.categorical, 1):
-        latent = columns.repeat(k, 1)
-        latent[:, start:start + k] = torch.eye(k, device=model.device).repeat_interleave(10, 0)
+        latents = varied(columns, start, torch.eye(k, device=model.device)).transpose(0, 1)
         labels = [str(value) for value in range(k)]
         if i == 1:
-            rows, names = latent[::10], labels
+            rows, names = latents[:, 0], labels
             for value, counts in enumerate(confusion):
                 if any(counts):
                     labels[value] += f" ({counts.index(max(counts))})"
         shown[f"traversal{i}" if i > 1 else "traversal"] = picture(
-            latent, f"A row is a category of c{i}.", labels)
+            latents, f"A row is a category of c{i}.", labels)
         start += k
     codes = [f"c{len(model.categorical) + 1 + j}" for j in range(model.continuous)]
-    sweep = torch.linspace(-2, 2, 10, device=model.device) * model.code_range
     for j, name in enumerate(codes):
-        latent = rows.repeat_interleave(10, 0)
-        latent[:, start + j] = sweep.repeat(len(rows))
-        values = [f"{value:.1f}" for value in sweep.tolist()]
-        shown[name] = picture(latent, f"{name} over twice its range.", names, values)
-    if model.continuous == 0:
+        shown[name] = picture(varied(rows, start + j, steps(10)), f"{name} over twice its range.",
+                              names, texts(steps(10), ".1f"))
+    if not codes:
         return shown
 
     # every choice of c1, c2 and c3, in as many steps as make about a megabyte
-    steps = max(3, min(9, int((1e6 / len(rows) / math.prod(model.shape)) ** 0.5)))
-    sweep = torch.linspace(-2, 2, steps, device=model.device) * model.code_range
-    ways = torch.cartesian_prod(*[sweep] * min(2, model.continuous)).view(-1, min(2, len(codes)))
-    latent = rows.repeat_interleave(len(ways), 0)
-    latent[:, start:] = 0
-    latent[:, start:start + ways.shape[1]] = ways.repeat(len(rows), 1)
-    values = [f"{value:.2g}" for value in sweep.tolist()]
-    sliders = {"c1" if model.categorical else "noise": names} | dict.fromkeys(codes[:2], values)
-    sheet = common.sheet(model.decode(latent), steps)
+    count = max(3, min(9, int((1e6 / len(rows) / math.prod(model.shape)) ** 0.5)))
+    rows = rows.clone()
+    rows[:, start:] = 0
+    for j in range(min(2, len(codes))):
+        rows = varied(rows, start + j, steps(count)).flatten(0, 1)
+    sliders = {"c1" if model.categorical else "noise": names}
+    sliders |= dict.fromkeys(codes[:2], texts(steps(count), ".2g"))
+    sheet = common.sheet(model.decode(rows), count)
     return {"codes": common.Figure(sheet, "Move the codes.", sliders=sliders)} | shown
 
 
@@ -722,10 +706,7 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
     and encodes (the moving average), in eval mode, and the Run. Errors: InputError."""
     run = common.Run(config)
     config = run.config
-    model = InfoGAN(run.data.shape, noise=config.noise, categorical=config.categorical,
-                    continuous=config.continuous, code_range=config.code_range,
-                    width=config.width, trunk=config.trunk, colour_blind=config.colour_blind,
-                    unequal=config.unequal)
+    model = InfoGAN(run.data.shape, **config.arguments(InfoGAN))
     if config.init == "normal":
         model.apply(common.initialise)
     model.to(run.device).train()
@@ -734,12 +715,10 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
     g_optimizer = common.optimizer(model.g_parameters(), config.lr_generator)
     autocast = common.autocast(run.device, config.precision)
     run.restore(model=model, average=average, d=d_optimizer, g=g_optimizer)
+    options = config.arguments(training_step)
 
     def step(real):
-        losses = training_step(
-            model, d_optimizer, g_optimizer, real, lambda_categorical=config.lambda_categorical,
-            lambda_continuous=config.lambda_continuous, batch_mix=config.batch_mix,
-            invariance=config.invariance, naming=config.naming, autocast=autocast)
+        losses = training_step(model, d_optimizer, g_optimizer, real, autocast=autocast, **options)
         average.update(model)
         return losses
 

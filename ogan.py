@@ -147,9 +147,10 @@ class OGAN(common.Model):
             latent = 32 if shape[0] == 1 else 64
         super().__init__(shape=tuple(shape), latent=latent, width=width, critic=critic,
                          components=components)
-        if latent < 2 or critic not in ("avg", "network"):
-            raise common.InputError(f"latent is {latent}, critic {critic!r}; expected 2 or more, "
-                                    "to correlate, and avg or network")
+        if latent < 2 or components < 0 or critic not in ("avg", "network"):
+            raise common.InputError(f"latent is {latent}, components {components}, critic "
+                                    f"{critic!r}; expected 2 or more, to correlate, 0 or more, and "
+                                    "avg or network")
         self.latent_size = latent
         self.generator = common.convolutional_generator(latent, shape, width, nn.Tanh())
         self.encoder = nn.Sequential(common.convolutional_trunk(shape, width, slope=0.2),
@@ -386,8 +387,7 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
     and encodes (the moving average), in eval mode, and the Run. Errors: InputError."""
     run = common.Run(config)
     config = run.config
-    model = OGAN(run.data.shape, latent=config.latent, width=config.width, critic=config.critic,
-                 components=config.components)
+    model = OGAN(run.data.shape, **config.arguments(OGAN))
     if config.init == "normal":
         model.apply(common.initialise)
     model.to(run.device).train()
@@ -396,13 +396,10 @@ def train(config: Config) -> tuple[OGAN, common.Run]:
     g_optimizer = common.optimizer(model.g_parameters(), config.lr_generator, config.optimizer)
     autocast = common.autocast(run.device, config.precision)
     run.restore(model=model, average=average, e=e_optimizer, g=g_optimizer)
+    options = config.arguments(training_step)
 
     def step(real):
-        losses = training_step(
-            model, e_optimizer, g_optimizer, real, gan_loss=config.gan_loss,
-            latent_loss=config.latent_loss, rho_weight=config.rho_weight,
-            rho_generator=config.rho_generator, codes=config.codes,
-            reconstruction=config.reconstruction, batch_mix=config.batch_mix, autocast=autocast)
+        losses = training_step(model, e_optimizer, g_optimizer, real, autocast=autocast, **options)
         average.update(model)
         return losses
 

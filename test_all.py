@@ -1260,7 +1260,9 @@ def test_save_grid_takes_what_encode_takes():
                           (whole[0, 0], "(8, 12)"), ([[0]], "list"), (whole / 0.0, "nan"),
                           (whole.long(), "int64"), ([whole[0], whole[0, :, 1:]], "one size")):
             refused(lambda bad=bad: common.save_grid(bad, "bad.png"), word)
-        assert not Path("bad.png").exists()
+        refused(lambda: common.save_grid(whole, "bad.jpg"), "bad.jpg", ".png or a folder")
+        refused(lambda: common.save_grid(whole, "bad.png", 0), "0 columns")
+        assert not Path("bad.png").exists() and not Path("bad.jpg").exists()
 
 
 def test_grid_places_images_row_by_row():
@@ -2309,6 +2311,14 @@ def test_networks_follow_the_image():
                          ((3, 100, 100), "multiples of 16"), ((3, 144, 144), "multiples of 32"),
                          ((1, 30, 32), "the other of 4"), ((3, 288, 288), "multiples of 64")):
         refused(lambda shape=shape: infogan.InfoGAN(shape), words)
+    for cls in MODELS.values():
+        for wrong in ({"shape": (28, 28)}, {"shape": (0, 28, 28)}, {"width": 0}):
+            refused(lambda cls=cls, wrong=wrong: cls(**wrong), "shape is", "width")
+    for wrong in ({"noise": -1}, {"continuous": -1}, {"categorical": (1,)}, {"trunk": "none"},
+                  {"categorical": (), "continuous": 0}, {"code_range": math.nan}):
+        refused(lambda wrong=wrong: infogan.InfoGAN(**wrong), f"{next(iter(wrong))} ", "one code")
+    for wrong in ({"latent": 1}, {"components": -1}, {"critic": "mean"}):
+        refused(lambda wrong=wrong: ogan.OGAN(**wrong), f"{next(iter(wrong))} ", "to correlate")
     for shape in ((3, 64, 64), (3, 128, 128)):
         for cls in MODELS.values():
             with torch.device("meta"):
@@ -3646,6 +3656,14 @@ def test_help_tells_both_recipes():
 
 
 def test_a_study_fills_in_its_file_and_goes_on():
+    def fill():
+        """The exit status."""
+        try:
+            study.study("s.json")
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
     with folder() as (here, _, _):
         small = (f"--epochs 51 --width 2 --batch-size 32 --device cpu "     # reports at 50 and 51
                  f"--data {here / small_data(64)}")
@@ -3654,7 +3672,7 @@ def test_a_study_fills_in_its_file_and_goes_on():
                  "seeds": {"a": [3, 4], "b": [3], "c": [5]}, "jobs": 2, "history": ["loss_g"],
                  "reach": {"rho": -1, "knn_accuracy": 2}, "pictures": ["samples", "traversal"]}
         Path("s.json").write_text(json.dumps(asked))
-        study.study("s.json")
+        assert fill() == 1                         # one failed
         record = json.loads(Path("s.json").read_text())
         one, two = record["runs"]["a"]["3"], record["runs"]["a"]["4"]
         assert one["seed"] == 3
@@ -3675,7 +3693,7 @@ def test_a_study_fills_in_its_file_and_goes_on():
         record["runs"]["a"]["4"]["kept"] = True
         record["seeds"] = {"a": [3, 4], "b": [3, 4], "c": [5]}
         Path("s.json").write_text(json.dumps(record))
-        study.study("s.json")
+        assert fill() == 1
         again = json.loads(Path("s.json").read_text())
         assert again["runs"]["a"]["3"]["rho"] == one["rho"]
         assert again["runs"]["a"]["4"]["kept"]

@@ -268,6 +268,11 @@ def study(path, flags=()):
             if name.startswith("history."):
                 continue
             print(f"    {name}: {mean:.4g} +- {deviation:.2g} (n {n}, {least:.4g} to {most:.4g})")
+    failed = sum("failed" in result for results in runs.values() for result in results.values())
+    if failed:
+        print(f"study.py: {failed} runs failed; they are tried again once they are out of {path}",
+              file=sys.stderr)
+        raise SystemExit(1)
 
 
 def read_study(path):
