@@ -104,11 +104,11 @@ def training_step(model, e_optimizer, g_optimizer, real, *, form="introvae", alp
 
 
 class IntroVAE(ogan.OGAN):
-    """OGAN's networks; E gives mean and log variance, and the mean is the code."""
+    """OGAN's networks and mixture; E gives mean and log variance, and the mean is the code."""
     METHOD = "introvae"
 
     def __init__(self, shape=(1, 28, 28), latent=32, width=32):
-        super().__init__(shape, latent, width, components=0)
+        super().__init__(shape, latent, width)
         self.options = {"shape": self.shape, "latent": latent, "width": width}
         self.encoder[1] = nn.Linear(16 * width, 2 * latent)
 
@@ -163,6 +163,7 @@ def rounds(run, average, step_of):
         step = step_of(epoch)
         for real in run.batches():
             run.log(step(real))
+        average.model.fit_mixture(run.data.images)
         shown = ogan.figures(average.model, run.data)
         run.report(scores(average.model, run.data, run.config.samples), shown)
     judge = common.Judge.for_data(run.data)
@@ -182,11 +183,10 @@ def train(config):
     run.restore(model=model, average=average, e=e_optimizer, g=g_optimizer)
 
     def step_of(form):
+        given = config.arguments(training_step) | {"form": form}
+
         def step(real):
-            losses = training_step(
-                model, e_optimizer, g_optimizer, real, form=form, alpha=config.alpha,
-                margin=config.margin, beta=config.beta, beta_negative=config.beta_negative,
-                autocast=autocast)
+            losses = training_step(model, e_optimizer, g_optimizer, real, autocast=autocast, **given)
             average.update(model)
             return losses
         return common.Captured(step)

@@ -46,6 +46,7 @@ sys.path.insert(0, str(ROOT))
 
 import common
 import infogan
+import introvae
 import ogan
 import torch
 import torch.nn.functional as F
@@ -57,14 +58,15 @@ SCRIPTS = {"infogan.py", "ogan.py", "results/introvae.py", "results/shadow.py"}
 
 
 def measures(folder, base=Path()):
-    """What the codes of a finished InfoGAN run do, for JSON; of O-GAN the Frechet distance of
-    samples of N(0, I). The run's data folder is looked for from `base`."""
+    """What the codes of a finished InfoGAN run do, for JSON; of O-GAN and IntroVAE the Frechet
+    distance of samples of N(0, I). The run's data folder is looked for from `base`."""
     config = json.loads(Path(folder, "config.json").read_text())
     data = common.load_data(config["data"], Path(base, config["data_root"]))
     data.limit(config.get("limit", 0))
     n = min(config["samples"], len(data.images))
-    if config["method"] == "ogan":
-        model = ogan.OGAN.load(folder)
+    encoders = {"ogan": ogan.OGAN, "introvae": introvae.IntroVAE}
+    if config["method"] in encoders:
+        model = encoders[config["method"]].load(folder)
         latent = model.sample_latent(n, torch.Generator(model.device).manual_seed(0))
         found = common.Judge.for_data(data).scores(data, model, latent)
         return common.defined({"frechet_prior": found["frechet"]})
