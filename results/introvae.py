@@ -183,10 +183,10 @@ def train(config):
     run.restore(model=model, average=average, e=e_optimizer, g=g_optimizer)
 
     def step_of(form):
-        given = config.arguments(training_step) | {"form": form}
+        given = config.arguments(training_step) | {"form": form, "autocast": autocast}
 
         def step(real):
-            losses = training_step(model, e_optimizer, g_optimizer, real, autocast=autocast, **given)
+            losses = training_step(model, e_optimizer, g_optimizer, real, **given)
             average.update(model)
             return losses
         return common.Captured(step)
