@@ -64,8 +64,7 @@ def stages(shape, width):
     Up to 32 pixels it is two stages, the InfoGAN paper's for MNIST; beyond, as many as bring the
     longer side under 8: 3 for 40 to 56 pixels, 4 for 64 to 112, 5 for 128 to 224. The first has
     `width` channels, each next one twice as many, up to eight times `width`. A shorter side stays
-    once it is odd. Errors: InputError unless it has a factor of 4 and the longer can be halved so
-    often.
+    once it is odd. InputError unless it has a factor of 4 and the longer can be halved so often.
     """
     if len(shape) != 3 or min(*shape, width) < 1:
         raise InputError(f"shape is {tuple(shape)}, width {width}; expected (channels, height, "
@@ -103,15 +102,12 @@ def convolutional_trunk(shape, width, slope):
     before = shape[0]
     layers = []
     for channels, kernel, stride in found:                          # (N, channels, h / 2, w / 2)
-        first = not layers
-        layers.append(nn.Conv2d(before, channels, kernel, stride, 1, bias=first))
-        if not first:
-            layers.append(nn.BatchNorm2d(channels))
-        layers.append(nn.LeakyReLU(slope))
+        norm = [nn.BatchNorm2d(channels)] if layers else []
+        layers += [nn.Conv2d(before, channels, kernel, stride, 1, bias=not norm), *norm,
+                   nn.LeakyReLU(slope)]
         before = channels
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(before * h * w, 16 * width, bias=False),
-        nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))            # (N, 16 width)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * h * w, 16 * width, bias=False),
+                         nn.BatchNorm1d(16 * width), nn.LeakyReLU(slope))       # (N, 16 width)
 
 
 def convolutional_generator(inputs, shape, width, activation):
@@ -121,16 +117,13 @@ def convolutional_generator(inputs, shape, width, activation):
     """
     found, (h, w) = stages(shape, width)
     before = found[-1][0]
-    layers = [
-        nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),
-        nn.Linear(16 * width, before * h * w, bias=False), nn.BatchNorm1d(before * h * w),
-        nn.ReLU(), nn.Unflatten(1, (before, h, w))]
-    for i in range(len(found) - 1, -1, -1):
-        channels, kernel, stride = found[i]
+    layers = [nn.Linear(inputs, 16 * width, bias=False), nn.BatchNorm1d(16 * width), nn.ReLU(),
+              nn.Linear(16 * width, before * h * w, bias=False), nn.BatchNorm1d(before * h * w),
+              nn.ReLU(), nn.Unflatten(1, (before, h, w))]
+    for i, (channels, kernel, stride) in reversed(list(enumerate(found))):
         after = found[i - 1][0] if i > 0 else shape[0]              # (N, after, 2 h, 2 w)
-        layers.append(nn.ConvTranspose2d(channels, after, kernel, stride, 1, bias=i == 0))
-        if i > 0:
-            layers += [nn.BatchNorm2d(after), nn.ReLU()]
+        norm = [nn.BatchNorm2d(after), nn.ReLU()] if i > 0 else []
+        layers += [nn.ConvTranspose2d(channels, after, kernel, stride, 1, bias=not norm), *norm]
     return nn.Sequential(*layers, Float32(), activation)
 
 
@@ -205,19 +198,6 @@ def refuse_outside(values):
                          "as by x / 255 or (x + 1) / 2")
 
 
-@contextlib.contextmanager
-def evaluating(model):
-    """Eval mode without gradients inside; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def load_state(part, state, device):
     """Load the state of a model or an optimiser, which may have trained on another device."""
     for group in state.get("param_groups", ()):
@@ -262,8 +242,7 @@ class Model(nn.Module):
                 if weight.requires_grad and not name.startswith(self.G_PARTS)]
 
     def check(self, images):
-        """InputError unless images are uint8 or floats and (N, *shape): strided convolutions may
-        well take other sizes."""
+        """InputError unless images are uint8 or floats, (N, *shape); networks may take others."""
         known = torch.is_tensor(images) and (
             images.dtype == torch.uint8 or images.is_floating_point())
         if not known or images.shape[1:] != self.shape:
@@ -291,33 +270,40 @@ class Model(nn.Module):
         if len(images) < 2:
             raise InputError(f"a batch of {len(images)} images; batch normalisation wants two or "
                              "more: leave the last out, as by drop_last=True")
-        if not images.is_floating_point():
-            return ready
-        if not images.is_cuda:
+        if images.is_floating_point() and not images.is_cuda:
             refuse_outside(images)
-        else:
+        elif images.is_floating_point():
             self.extremes.append(torch.stack(images.aminmax()))
             if len(self.extremes) in (1, 101) and not torch.cuda.is_current_stream_capturing():
                 refuse_outside(torch.stack(self.extremes))
                 self.extremes = self.extremes[:1]     # so the next look is a hundred steps on
         return ready
 
+    @torch.no_grad()
+    def in_eval_mode(self, function, tensor):
+        """function over images or latents, a few at a time, in eval mode and without gradients;
+        afterwards each module is in the mode it was in."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return in_batches(function, tensor, batch_for(self.shape))
+        finally:
+            for module, training in modes:
+                module.training = training
+
     def evaluate(self, function, images):
-        """function over images that pass `check_range`, a few at a time, in eval mode; what is a
-        rounding error outside [0, 1] is clamped."""
+        """function over images that pass `check_range`, `in_eval_mode`; what is a rounding error
+        outside [0, 1] is clamped."""
         self.check_range(images)
-        with evaluating(self):
-            like = next(self.parameters())
-            return in_batches(lambda part: function(part.to(like).clamp(0, 1)), images)
+        like = next(self.parameters())
+        return self.in_eval_mode(lambda part: function(part.to(like).clamp(0, 1)), images)
 
     def decode(self, latent: Tensor) -> Tensor:
         """G in eval mode, latents (N, .) to images (N, C, H, W); InputError for another size."""
         size = self.latent_size
         if not torch.is_tensor(latent) or latent.ndim != 2 or latent.shape[1] != size:
             raise InputError(f"latents are {described(latent)}; expected a tensor (N, {size})")
-        with evaluating(self):
-            latent = latent.to(next(self.parameters()))
-            return in_batches(self.generator, latent, batch_for(self.shape))
+        return self.in_eval_mode(self.generator, latent.to(next(self.parameters())))
 
     def save(self, path: str | Path, **optimizers: torch.optim.Optimizer) -> None:
         """Write weights, options and optimisers by name (d=.., g=..); InputError if it fails."""
@@ -420,8 +406,7 @@ def labelled(*columns):
 
 def load_data(name: str, root: str | Path = "data") -> Data:
     """Data named `mnist`, `fashion`, `digits`, a FILE.pt or a folder of IDX files; `auto` is
-    mnist, else digits. Errors: InputError for an unknown name, a file that does not hold what it
-    should, or a download that failed."""
+    mnist, else digits. InputError for an unknown name, wrong contents or a failed download."""
     if name == "auto":
         try:
             return load_data("mnist", root)
@@ -480,9 +465,8 @@ def read_folder(path):
     folder, start = (path, "") if path.is_dir() else (path.parent, path.name)
     found = []
     for pattern in IDX_NAMES:
-        files = named(pattern, folder, folder / "raw")
-        files = [file for file in files if file.name.startswith(start)]
-        names = {file.name.removesuffix(".gz"): file for file in files}
+        names = {file.name.removesuffix(".gz"): file
+                 for file in named(pattern, folder, folder / "raw") if file.name.startswith(start)}
         if len(names) > 1:
             one = min(names).partition("-train")[0]
             raise InputError(f"--data {path} holds {', '.join(sorted(names))}; choose one, as by "
@@ -566,45 +550,39 @@ def read_file(path):
 
 
 def own_data(path, parts):
-    """The Data of a user's images, from a list of them, labels, test images and labels, or None.
-    Those of a FILE.pt, or without test images, come in a random order, the same each time: theirs
-    may be that of classes. Without test images the first tenth is held out; under twenty images
-    serve both ends."""
+    """The Data of a user's list of images, labels, test images and labels; all but the first may
+    be None. A FILE.pt, or what has no test images, is shuffled: its order may be that of classes.
+    Without test images the first tenth is held out; under twenty images serve both ends."""
     images = own_images(path, "images", parts.pop(0))  # what they were before is free now
-    labels, test, test_labels = parts
-    labels = own_labels(path, "images", labels, len(images))
-    if test is None and test_labels is not None:
+    given, test, test_given = parts
+    labels = own_labels(path, "images", given, len(images))
+    if test is None and test_given is not None:
         raise InputError(f"--data {path} has `test_labels` but no `test_images`; give both or "
                          "neither")
     if test is not None:
         test = own_images(path, "test_images", test)
-        test_labels = own_labels(path, "test_images", test_labels, len(test))
+        test_labels = own_labels(path, "test_images", test_given, len(test))
         if test.shape[1:] != images.shape[1:]:
             raise InputError(f"--data {path}: `images` are {tuple(images.shape)}, `test_images` "
                              f"{tuple(test.shape)}; expected one size throughout")
-        if (labels is None) != (test_labels is None):
+        if (given is None) != (test_given is None):
             raise InputError(f"--data {path} has labels for one of `images` and `test_images`; "
                              "give `labels` and `test_labels`, or neither")
+    if test is not None and Path(path).suffix == ".pt":
+        test, test_labels = shuffled(test.clone(), test_labels)     # it may share images' memory
     if test is None or Path(path).suffix == ".pt":
-        if test is not None:                          # a copy, before its memory may be reordered
-            order = random_order(test)
-            test = test[order]
-            test_labels = None if labels is None else test_labels[order]
-        order = random_order(images)
-        images = reorder(images.contiguous(), order.tolist())
-        labels = None if labels is None else labels[order]
+        images, labels = shuffled(images.contiguous(), labels)
     if test is None and len(images) < 20:
         test, test_labels = images, labels
     elif test is None:
         tenth = len(images) // 10
         test, images = images[:tenth], images[tenth:]
-        if labels is not None:
-            test_labels, labels = labels[:tenth], labels[tenth:]
-    if labels is not None and max(labels.max(), test_labels.max()) >= len(labels):  # any numbers
+        test_labels, labels = labels[:tenth], labels[tenth:]
+    if max(labels.max(), test_labels.max()) >= len(labels):         # any numbers
         classes = torch.cat([labels, test_labels, torch.tensor([-1])]).unique()
         labels = torch.searchsorted(classes, labels) - 1
         test_labels = torch.searchsorted(classes, test_labels) - 1
-    if labels is None or test_labels.max() < 0:
+    if test_labels.max() < 0:
         labels = test_labels = None
         print(f"{path} has no labels of test images: the scores that need them are left out")
     else:
@@ -618,23 +596,15 @@ def own_data(path, parts):
     return Data(Path(path).name, images, labels, test, test_labels)
 
 
-def random_order(images):
-    """Their indices in a random order, the same each time."""
-    return torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-
-
-def reorder(images, order):
-    """images[order], a list, in place, cycle by cycle: there may be no room for a copy."""
-    for start in range(len(order)):
-        at, first = start, images[start].clone()
-        while order[at] not in (start, None):
-            images[at] = images[order[at]]
-            before, at = at, order[at]
-            order[before] = None
-        if order[at] == start:
-            images[at] = first
-            order[at] = None
-    return images
+def shuffled(images, labels):
+    """Both in a random order, the same each time; images in place: a copy may find no room."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    places = order.tolist()
+    for i, place in enumerate(places):
+        while place < i:                              # an earlier swap has moved it on
+            place = places[place]
+        images[[i, place]] = images[[place, i]]
+    return images, labels[order]
 
 
 def own_images(path, key, images):
@@ -675,10 +645,10 @@ def own_images(path, key, images):
 
 
 def own_labels(path, key, labels, count):
-    """Labels as int64 (count,), or None; taken are lists and tensors of whole numbers, -1 for no
-    label, as a column too, and one-hot rows."""
+    """Labels as int64 (count,); taken are lists and tensors of whole numbers, -1 for no label, as a
+    column too, one-hot rows, and None for no labels at all."""
     if labels is None:
-        return None
+        return torch.full((count,), -1)
     with blaming(f"--data {path}: the labels of `{key}`",
                  f"a whole number from 0 on, or -1 for none, for each of {count} images"):
         found = torch.as_tensor(labels)
@@ -728,16 +698,12 @@ def digit_shapes(points):
     classes, paths, lengths = [], [], []
     for digit, line in enumerate(STROKES.splitlines()):
         for way in line.split("/"):
-            strokes = []
-            for part in way.split("|"):
-                strokes.append(torch.tensor([[float(xy[0]), float(xy[1])] for xy in part.split()]))
+            strokes = [torch.tensor([[float(x), float(y)] for x, y in part.split()])
+                       for part in way.split("|")]
             length = [spline(stroke, 2)[1] for stroke in strokes]
-            parts = []
-            for i, stroke in enumerate(strokes):                    # points in proportion to length
-                begin = round(points * sum(length[:i]) / sum(length))
-                end = round(points * sum(length[:i + 1]) / sum(length))
-                parts.append(spline(stroke, end - begin)[0])
-            path = torch.cat(parts)
+            ends = [round(points * sum(length[:i]) / sum(length)) for i in range(len(length) + 1)]
+            path = torch.cat([spline(stroke, end - begin)[0]        # points in proportion to length
+                              for stroke, begin, end in zip(strokes, ends, ends[1:])])
             paths.append((path - (path.amin(0) + path.amax(0)) / 2) / 9)
             classes.append(digit)
             lengths.append(sum(length) / 9)
@@ -987,18 +953,16 @@ class Judge(nn.Module):
     def scores(self, data, model, latent):
         """`frechet`, of the samples that the model decodes from latents (N, .) to the test images;
         `frechet_floor`, of training images to them; as many of each as there are of all three, and
-        both NaN where the judge all but guesses. `judge_task`; `judge_accuracy` in it, on the test
-        images."""
-        images, labels = data.test_images, data.test_labels
-        n = min(len(latent), len(data.images), len(images))
+        both NaN where the judge all but guesses; `judge_task`; `judge_accuracy`, on test images."""
+        n = min(len(latent), len(data.images), len(data.test_images))
         samples = in_batches(lambda part: self.features(model.decode(part)), latent[:n],
                              batch_for(model.shape))
-        test = in_batches(self.features, images[:n])
+        test = in_batches(self.features, data.test_images[:n])
         floor = in_batches(self.features, data.images[:n])
         if self.task == "orientation":
-            images, labels = self.turned(images, torch.Generator().manual_seed(0))
+            images, labels = self.turned(data.test_images, torch.Generator().manual_seed(0))
         else:
-            images, labels = labelled(images, labels)
+            images, labels = labelled(data.test_images, data.test_labels)
         right = float((in_batches(self, images).argmax(1) == labels).float().mean())
         distances = [frechet_distance(part, test) for part in (samples, floor)]
         if right < 1.2 * float(labels.bincount().max()) / len(labels):
@@ -1013,8 +977,7 @@ def grid(images, columns, scale=None, border=1):
     """Images (N, C, H, W) in [0, 1] as one uint8 picture (height, width, 1 or 3), row by row; a
     pixel is `scale` pixels wide, by default 2 for images of up to 32 pixels and 1 beyond. Of 2
     channels the first is shown, of 4 or more the first three."""
-    if scale is None:
-        scale = 2 if max(images.shape[2:]) <= 32 else 1
+    scale = scale or (2 if max(images.shape[2:]) <= 32 else 1)
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     pixels = (images.cpu().clamp(0, 1) * 255).round().byte()
     missing = -len(images) % columns
@@ -1237,10 +1200,10 @@ def shown(name, image, figure):
     zoom = max(1, 224 // max(height, width))
     inputs = ""
     for label, values in figure.sliders.items():
-        values = html.escape(json.dumps(values))
-        inputs += (f'<label>{html.escape(label)} <input type="range" max="{values.count(",")}" '
-                   f'value="{values.count(",") // 2}" data-values="{values}"> <output></output>'
-                   "</label>")
+        last = len(values) - 1
+        inputs += (f'<label>{html.escape(label)} <input type="range" max="{last}" '
+                   f'value="{last // 2}" data-values="{html.escape(json.dumps(values))}"> '
+                   "<output></output></label>")
     width, height = width * zoom, height * zoom
     return (f'<figure class="sheet" data-width="{width}" data-height="{height}"><div class="cell" '
             f'style="width:{width}px;height:{height}px"><img alt="{name}" src="{source}" '
@@ -1368,14 +1331,14 @@ def parse(Config, description, argv=None):
         default, choices = f.metadata["default"], f.metadata["choices"]
         text = f"{f.metadata['help']} (default: {default!r}"
         text += f"; paper: {Config.PAPER[f.name]!r})" if f.name in Config.PAPER else ")"
+        kind = {"type": type(default), "choices": choices}
         if isinstance(default, bool):
-            parser.add_argument(flag_of(f.name), action=argparse.BooleanOptionalAction, help=text)
+            kind = {"action": argparse.BooleanOptionalAction}
         elif isinstance(default, list):
-            parser.add_argument(flag_of(f.name), nargs="*", type=int, metavar="K", help=text)
-        else:
-            parser.add_argument(flag_of(f.name), type=type(default), choices=choices, help=text,
-                                dest=f.name,
-                                metavar=None if choices else type(default).__name__.upper())
+            kind = {"nargs": "*", "type": int, "metavar": "K"}
+        elif not choices:
+            kind["metavar"] = type(default).__name__.upper()
+        parser.add_argument(flag_of(f.name), dest=f.name, help=text, **kind)
     found, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = ["--recipe", *(flag_of(f.name) for f in fields(Config))]
@@ -1543,12 +1506,10 @@ def blaming(path, what):
     InputError that says what was expected."""
     try:
         yield
-    except InputError:
-        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected {what}") from None
     except Exception as error:
-        if out_of_memory(error):
+        if isinstance(error, InputError) or out_of_memory(error):
             raise
         why = " ".join(f"{type(error).__name__}: {error}".split())
         code = re.search(r"GLOBAL (\S+)", why)         # torch's advice is to let it run
@@ -1569,6 +1530,8 @@ def read_checkpoint(path, *methods):
         state = safe_load(path)
         if state["method"] not in methods:
             raise ValueError(f"{state['method']}.py's")
+        if not {"options", "model"} <= state.keys():
+            raise ValueError("no model in it")
         return state
 
 
@@ -1588,9 +1551,8 @@ def new_folder(method, out):
             folder.mkdir(parents=True, exist_ok=bool(out))
             return folder
         except OSError as error:
-            if not out and os.path.lexists(folder):
-                continue
-            raise InputError(f"--out {folder} cannot be made: {error.strerror}") from None
+            if out or not os.path.lexists(folder):
+                raise InputError(f"--out {folder} cannot be made: {error.strerror}") from None
 
 
 # ---------------------------------------------------------------- several processes (torchrun)
@@ -1647,22 +1609,18 @@ class Pace:
     def due(self, step, steps):
         """Whether to show that so many steps of all are done; on a terminal always the last."""
         now = time.perf_counter()
-        last = step == steps and self.live
-        if not last and now - self.marks[-1][0] <= self.interval:
+        if now - self.marks[-1][0] <= self.interval and not (self.live and step == steps):
             return False
         self.marks.append((now, step))
         while len(self.marks) > 2 and self.marks[1][0] < now - 60:
             self.marks.pop(0)
+        before, first = self.marks[0]
+        self.rate = (step - first) / (now - before)    # steps a second
         return True
-
-    def rate(self):
-        """Steps a second."""
-        (before, first), (now, last) = self.marks[0], self.marks[-1]
-        return (last - first) / (now - before)
 
     def left(self, steps):
         """The time that is left until so many are done, as a text."""
-        seconds = (steps - self.marks[-1][1]) / self.rate()
+        seconds = (steps - self.marks[-1][1]) / self.rate
         return f"{seconds // 60:.0f}:{seconds % 60:02.0f} left"
 
     def show(self, line, end=""):
@@ -1758,7 +1716,7 @@ class Run:
               f"{self.config.epochs * self.steps} in all; the default is about "
               f"{type(self.config).updates}", flush=True)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
-        threads, cores = self.about["threads"], os.cpu_count()
+        threads, cores = self.about["threads"], os.cpu_count() or 1
         if threads > 1 and load + threads > cores + 0.5 and self.device.type == "cpu":
             print(f"other processes keep {load:.1f} of {cores} cores busy: --threads 1 may be "
                   "several times faster", flush=True)
@@ -1824,8 +1782,7 @@ class Run:
         self.ended = self.epoch + epochs
 
     def progress(self, what):
-        """A function of (done, steps) that shows now and then how far a loop beside the epochs is,
-        on a line of its own."""
+        """A function of (done, steps) that shows now and then how far a loop beside epochs is."""
         pace = Pace(self.QUIET)
 
         def show(done, steps):
@@ -1840,8 +1797,7 @@ class Run:
         self.sums = torch.stack(list(values.values())) + self.sums
 
     def _means(self, steps):
-        """name -> mean of what was logged in so many steps; InputError if one, or a weight, is not
-        finite."""
+        """name -> mean over so many logged steps; InputError if one, or a weight, is not finite."""
         means = dict(zip(self.names, (self.sums / steps).tolist())) if self.names else {}
         for name, value in (means | self.parts["model"].state_dict()).items():
             if not torch.as_tensor(value).isfinite().all():
@@ -1857,7 +1813,7 @@ class Run:
         epoch, done = divmod(step - 1, self.steps)
         pace.show(f"epoch {self.epoch + epoch + 1}/{self.config.epochs} "
                   f"{(done + 1) / self.steps:4.0%}  {means}  "
-                  f"{pace.rate() * self.size:.0f} images/s  {left}",
+                  f"{pace.rate * self.size:.0f} images/s  {left}",
                   end=", scoring" if step == steps else "")
 
     def report(self, scores, figures, best=None):

@@ -1984,13 +1984,21 @@ def small_models(shape=(1, 28, 28)):
 
 
 def test_sizes_are_checked():
-    for shape in ((1, 30, 30), (1, 28, 30), (0, 28, 28), (1, 0, 28)):
-        for cls in MODELS.values():
+    for cls in MODELS.values():
+        for shape in ((1, 30, 30), (1, 28, 30)):
             refused(lambda cls=cls, shape=shape: cls(shape), "multiples of 4")
+        for wrong in ({"shape": (28, 28)}, {"shape": (0, 28, 28)}, {"shape": (1, 0, 28)},
+                      {"width": 0}):
+            refused(lambda cls=cls, wrong=wrong: cls(**wrong), "shape is", "width")
     refused(lambda: infogan.InfoGAN(categorical=(), continuous=0), "one code or more")
     refused(lambda: infogan.InfoGAN(categorical=(10, 1)), "2 categories or more")
-    refused(lambda: infogan.InfoGAN(code_range=0.0), "positive range")
+    for code_range in (0.0, math.nan):
+        refused(lambda code_range=code_range: infogan.InfoGAN(code_range=code_range),
+                "positive range")
     refused(lambda: infogan.InfoGAN(trunk="half"), "own, shared or detached")
+    refused(lambda: infogan.InfoGAN(noise=-1), "noise -1")
+    refused(lambda: infogan.InfoGAN(continuous=-1), "continuous -1")
+    refused(lambda: ogan.OGAN(components=-1), "components -1")
     refused(lambda: ogan.OGAN(latent=1), "latent is 1", "2 or more")
     assert [ogan.OGAN((c, 8, 8), width=2).latent for c in (1, 2, 3)] == [32, 64, 64]
     refused(lambda: ogan.OGAN(critic="mean"), "avg or network")
@@ -2311,14 +2319,6 @@ def test_networks_follow_the_image():
                          ((3, 100, 100), "multiples of 16"), ((3, 144, 144), "multiples of 32"),
                          ((1, 30, 32), "the other of 4"), ((3, 288, 288), "multiples of 64")):
         refused(lambda shape=shape: infogan.InfoGAN(shape), words)
-    for cls in MODELS.values():
-        for wrong in ({"shape": (28, 28)}, {"shape": (0, 28, 28)}, {"width": 0}):
-            refused(lambda cls=cls, wrong=wrong: cls(**wrong), "shape is", "width")
-    for wrong in ({"noise": -1}, {"continuous": -1}, {"categorical": (1,)}, {"trunk": "none"},
-                  {"categorical": (), "continuous": 0}, {"code_range": math.nan}):
-        refused(lambda wrong=wrong: infogan.InfoGAN(**wrong), f"{next(iter(wrong))} ", "one code")
-    for wrong in ({"latent": 1}, {"components": -1}, {"critic": "mean"}):
-        refused(lambda wrong=wrong: ogan.OGAN(**wrong), f"{next(iter(wrong))} ", "to correlate")
     for shape in ((3, 64, 64), (3, 128, 128)):
         for cls in MODELS.values():
             with torch.device("meta"):
@@ -3271,6 +3271,10 @@ def test_damaged_checkpoints_are_noticed():
                 assert equal(common.read_checkpoint("run", "ogan"), good)
             except InputError as error:
                 assert "damaged" in str(error)
+        for name in ("options", "model"):          # whole, but not one of ours
+            torch.save({key: value for key, value in good.items() if key != name}, path)
+            refused(lambda: ogan.OGAN.load("run"), "no model in it")
+            refused(lambda: ogan.main(["--from", "run"]), "no model in it")
 
 
 class Bomb:
