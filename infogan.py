@@ -7,10 +7,9 @@
 Chen, Duan, Houthooft, Schulman, Sutskever and Abbeel 2016, arXiv 1606.03657.
 
 G makes an image from noise z and codes c, categories c1.. and continuous c2, c3... The recognition
-network Q(c|x) predicts the codes from the image: in the paper a second head on the discriminator D,
-here by default with layers of its own for the categories. Rewarding right predictions maximises a
-lower bound of the mutual information I(c; G(z, c)), so each code comes to mean something visible:
-on MNIST the category is the digit, c2 its slant and c3 its width.
+network Q(c|x), in the paper a second head of the discriminator D, predicts the codes from it.
+Rewarding right predictions maximises a lower bound of the mutual information I(c; G(z, c)), so each
+code comes to mean something visible: on MNIST c1 is the digit, c2 its slant and c3 its width.
 
     V(D, G) = E log D(x) + E log(1 - D(G(z, c)))                          (1)  the GAN
     L_I(G, Q) = E[log Q(c | G(z, c))] + H(c)  <=  I(c; G(z, c))           (5)  in nats
@@ -18,8 +17,7 @@ on MNIST the category is the digit, c2 its slant and c3 its width.
 
 --recipe paper trains so. The default differs by these flags, measured in results/README.md:
 
-    --trunk own          the categories have layers of their own; shared: D's, as in the paper;
-                         detached: D's, but L_I trains Q's head and G alone, (6) to the letter
+    --trunk own          the categories have layers of their own; shared: D's, as in the paper
     --batch-mix -1       beyond 32 pixels D's batches of real images and fakes swap a quarter
     --invariance 10      Q puts two warps of a real image in one category
     --warm-up 1400       and learns that first, on pairs of nearest neighbours, in so many updates,
@@ -108,36 +106,32 @@ def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimiz
     across one: it may keep copies of weights that change there. Returns detached scalars: loss_d,
     loss_g and, weighted, loss_information (of G's update) and where they are taken loss_invariance
     and loss_naming; mean D(x) and D(G) in D's update, d_real and d_fake.
-    Errors: InputError for images of another shape or type.
-    """
-    weights = {"code_range": model.code_range, "lambda_categorical": lambda_categorical,
-               "lambda_continuous": lambda_continuous,
-               "shares": model.shares if model.unequal else None}
+    Errors: InputError for images of another shape or type."""
+    weights = {"code_range": model.code_range, "shares": model.shares if model.unequal else None,
+               "lambda_categorical": lambda_categorical, "lambda_continuous": lambda_continuous}
     real = model.training_batch(real)
     if batch_mix < 0:
         batch_mix = 0.25 if max(real.shape[2:]) > 32 else 0.0
     latent = model.sample_latent(len(real))
     target = model.split_latent(latent)
-    detached = model.trunk == "detached"
 
     # (1) D tells real from fake; the codes that are read off its layers are predicted
     with autocast:
         fake = model.generator(latent)
         of_real, of_fake = common.mixed(model.d_trunk, real, fake.detach(), batch_mix)
-        real_logit, seen = model.heads(of_real, detached=detached)
-        fake_logit, codes = model.heads(of_fake, detached=detached)
-    losses = {"loss_d": discriminator_loss(real_logit, fake_logit)}
+        real_logit, seen = model.heads(of_real)
+        fake_logit, codes = model.heads(of_fake)
+    d_losses = {"loss_d": discriminator_loss(real_logit, fake_logit)}
     d_scores = {"d_real": real_logit.sigmoid().mean(), "d_fake": fake_logit.sigmoid().mean()}
-    loss = losses["loss_d"] + information_loss(codes, target, **weights)
+    information = information_loss(codes, target, **weights)
     if naming > 0 and model.continuous > 0 and len(real) > 2:       # batch normalisation wants two
         changed, change = restyled(real[::2])
         with autocast:
-            _, again = model.heads(model.d_trunk(changed), detached=detached)
+            _, again = model.heads(model.d_trunk(changed))
         difference = (again.mean - seen.mean[::2]) / model.code_range
-        losses["loss_naming"] = naming * naming_loss(difference, change)
-        loss = loss + losses["loss_naming"]
+        d_losses["loss_naming"] = naming * naming_loss(difference, change)
     d_optimizer.zero_grad()
-    loss.backward()
+    (sum(d_losses.values()) + information).backward()
     d_optimizer.step()
 
     # (2) G fools D and makes its codes predictable; Q's own layers learn to predict the categories
@@ -147,19 +141,17 @@ def training_step(model: "InfoGAN", d_optimizer: Optimizer, g_optimizer: Optimiz
         else:
             of_fake = model.d_trunk(fake)
         fake_logit, codes = model.heads(of_fake, fake)
-    losses["loss_g"] = generator_loss(fake_logit)
-    losses["loss_information"] = information_loss(codes, target, **weights)
-    loss = losses["loss_g"] + losses["loss_information"]
+    g_losses = {"loss_g": generator_loss(fake_logit),
+                "loss_information": information_loss(codes, target, **weights)}
     if invariance > 0 and model.q_trunk is not None:
         warps = warp(torch.cat([real, real]))      # two of a real image are in one category
         with autocast:
             pair = model.categorise(warps)[:, :model.categorical[0]].chunk(2)
-        losses["loss_invariance"] = invariance * invariance_loss(*pair, weights["shares"])
-        loss = loss + losses["loss_invariance"]
+        g_losses["loss_invariance"] = invariance * invariance_loss(*pair, weights["shares"])
     g_optimizer.zero_grad()
-    loss.backward(inputs=model.g_parameters())
+    sum(g_losses.values()).backward(inputs=model.g_parameters())
     g_optimizer.step()
-    return {name: value.detach() for name, value in (losses | d_scores).items()}
+    return {name: value.detach() for name, value in (d_losses | g_losses | d_scores).items()}
 
 
 # ---------------------------------------------------------------- networks
@@ -189,14 +181,10 @@ def head(features, hidden, size):
 class InfoGAN(common.Model):
     """Generator, discriminator and recognition network for images of `shape` (C, H, W) in [0, 1].
 
-    A latent is (N, noise + sum of category sizes + continuous): noise, a one-hot vector for each of
-    the `categorical` sizes, and continuous codes, uniform on (-code_range, code_range). `width` is
-    the channels of the first convolution (the paper's 64). `trunk` is whose layers the categories
-    have below their head: Q's own, D's (shared), or D's that L_I does not train (detached); the
-    continuous codes have D's. With `colour_blind` Q's own see an image as `contrast` makes it. With
+    The options are Config's. A latent is (N, noise + sum of category sizes + continuous): noise, a
+    one-hot vector for each of the `categorical` sizes, continuous codes within +-`code_range`. If
     `unequal` the values of the first category come as often as `shares`, a buffer (K,), says, which
-    `warm_up` finds; else equally often. Errors: InputError.
-    """
+    `warm_up` finds. Errors: InputError."""
     METHOD = "infogan"
     TRUNKS = ["own", "shared", "detached"]
     G_PARTS = ("generator.", "q_")                           # Q's own layers play with G
@@ -241,13 +229,14 @@ class InfoGAN(common.Model):
 
     # What follows takes images that `floats` or G made.
 
-    def heads(self, features, images=None, detached=False):
-        """D and Q from the features (N, 16 width) of D's trunk, to which no gradient of Q goes if
-        `detached`: logits (N,) and Codes. Categories with a trunk of their own are those of
-        `images`, or left out."""
+    def heads(self, features, images=None):
+        """D and Q from the features (N, 16 width) of D's trunk: logits (N,) and Codes. Categories
+        with a trunk of their own are those of `images`. Without these, in D's update, they are
+        left out, and to a `detached` trunk no gradient of Q goes."""
         logit = self.d_head(features)
-        output = self.read(features.detach() if detached else features, images)
-        return logit, self.split_output(output)
+        if images is None and self.trunk == "detached":
+            features = features.detach()
+        return logit, self.split_output(self.read(features, images))
 
     def read(self, features, images=None):
         """Q's output (N, .): logits of all categories, means and raw deviations, as `heads`."""
@@ -285,9 +274,7 @@ class InfoGAN(common.Model):
         categorical: a category of the first code for all, (n,) one for each, or (n, m) for the
         first m codes. continuous: what broadcasts to (n, continuous); beyond the prior's range it
         extrapolates. Either may be a list with None in it, for codes to draw, and a number or (n,)
-        for each other. rng: in place of torch's global numbers.
-        Errors: InputError for other codes.
-        """
+        for each other. rng: in place of torch's global numbers. InputError for other codes."""
         random = {"device": self.device, "generator": rng}
         noise = torch.rand(n, self.noise, **random) * 2 - 1
         columns = torch.zeros(n, len(self.categorical), dtype=torch.long, device=self.device)
@@ -308,7 +295,6 @@ class InfoGAN(common.Model):
     def _given(self, codes, drawn, name, expected):
         """Drawn codes (n, C), categories or continuous ones, where a user gave some those in their
         place; InputError that says what is expected."""
-        whole = not drawn.is_floating_point()
         try:
             if isinstance(codes, (list, tuple)) and any(value is None for value in codes):
                 held = []
@@ -317,16 +303,16 @@ class InfoGAN(common.Model):
                     held.append(value.expand_as(one))
                 codes = torch.stack(held, 1)
             given = torch.as_tensor(codes, device=self.device)
-            if whole:
+            if drawn.is_floating_point():
+                given = given.expand_as(drawn)
+                fits = given.isfinite()
+            else:
                 if given.ndim == 0 or given.shape == drawn.shape[:1]:
                     given = given.expand(len(drawn))[:, None]
                 given = torch.cat([given, drawn[:, given.shape[1]:]], 1)            # the first ones
-                below = torch.tensor(self.categorical, device=self.device)
-                fits = not given.is_floating_point() and ((given >= 0) & (given < below)).all()
-            else:
-                given = given.expand_as(drawn)
-                fits = not given.is_complex() and given.isfinite().all()
-            if fits and given.shape == drawn.shape:
+                fits = (given >= 0) & (given < torch.tensor(self.categorical, device=self.device))
+            castable = torch.can_cast(given.dtype, drawn.dtype)
+            if castable and given.shape == drawn.shape and fits.all():
                 return given.to(drawn)
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
             pass
@@ -335,8 +321,7 @@ class InfoGAN(common.Model):
 
     def split_latent(self, latent: Tensor) -> Latent:
         """Latents (N, noise + codes) as a Latent."""
-        sizes = [self.noise, *self.categorical, self.continuous]
-        noise, *onehots, values = latent.split(sizes, dim=1)
+        noise, *onehots, values = latent.split([self.noise, *self.categorical, self.continuous], 1)
         return Latent(noise, onehots, values)
 
     def sample(self, n: int, categorical: Given = None, continuous: Given = None,
@@ -369,10 +354,8 @@ def joint_distribution(logits, logits_again):
 def invariance_loss(logits: Tensor, logits_again: Tensor, shares=None, balance=2.0) -> Tensor:
     """-I(c1; c1') + balance KL(c1 | shares) in nats, c1 and c1' the categories of two views of each
     image, (N, K) twice; the shares (K,) are those the categories should have, None: equal ones.
-
     The mutual information is IIC's, the second term keeps categories from falling empty. The other
-    codes stay free to tell what a warp changes.
-    """
+    codes stay free to tell what a warp changes."""
     joint = joint_distribution(logits, logits_again)
     marginal = joint.sum(1)
     expected = torch.full_like(marginal, 1 / len(marginal)) if shares is None else shares
@@ -389,11 +372,9 @@ def affine(images, theta):
 
 
 def warp(images: Tensor, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14) -> Tensor:
-    """Each image (N, C, H, W) under its own small affine map, drawn uniformly from +- each bound.
-
-    rotation is in radians; the scale of either axis, and the shear, are fractions; shift is a
-    fraction of the image's size (1/14 is 2 of 28 pixels). Beyond the image its edge goes on.
-    """
+    """Each image (N, C, H, W) under its own small `affine` map, drawn uniformly from +- each bound:
+    rotation in radians; the scale of either axis, and the shear, fractions; shift a fraction of the
+    image's size (1/14 is 2 of 28 pixels)."""
     h, w = images.shape[2:]                                         # angles are those of the pixels
     chance = torch.rand(6, len(images), device=images.device) * 2 - 1
     bounds = [rotation, scale, scale, shear, 2 * shift, 2 * shift]  # shifts in half the image
@@ -406,12 +387,10 @@ def warp(images: Tensor, rotation=0.3, scale=0.2, shear=0.3, shift=1 / 14) -> Te
 
 def restyled(images: Tensor, lean=0.3, reach=1 / 28) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W), each sheared and widened by chance, and the change (N, 2) of c2 and c3
-    that stands for it, in units of the codes' range.
-
-    Sheared to the right by up to +-`lean` of the height, for twice that of c2; and moved by up to
-    +-1, which is c3's, towards the maximum, or below 0 the minimum, over the pixels at most `reach`
-    of the image's size away: bright strokes become wider, or narrower.
-    """
+    that stands for it, in units of the codes' range: sheared to the right by up to +-`lean` of the
+    height, for twice that of c2; and moved by up to +-1, which is c3's, towards the maximum, or
+    below 0 the minimum, over the pixels at most `reach` of the image's size away: bright strokes
+    become wider, or narrower."""
     shear, spread = (torch.rand(2, len(images), device=images.device) * 2 - 1).to(images.dtype)
     h, w = images.shape[2:]
     theta = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
@@ -504,8 +483,7 @@ def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8,
     `unequal` half of them have twice the categories, which are then `merged`: large classes take up
     several, small ones one (over-clustering: IIC). Q's head learns from it in the last sixth.
     `progress` is called with the number of updates done and of all, 2 at least.
-    Errors: InputError for images that do not fit, or a model without such a trunk.
-    """
+    Errors: InputError for images that do not fit, or a model without such a trunk."""
     if model.q_trunk is None:
         raise common.InputError("warm_up is about categories with a trunk of their own; this model "
                                 "has none")
@@ -515,20 +493,19 @@ def warm_up(model: InfoGAN, images: Tensor, updates: int = 1400, heads: int = 8,
     k = model.categorical[0]
     sizes = [2 * k if model.unequal and i % 2 else k for i in range(heads)]
     like = next(model.parameters())
-    candidates = nn.ModuleList([head(16 * model.q_width, 2 * model.width, size)
-                                for size in sizes]).to(like)
+    candidates = nn.ModuleList(head(16 * model.q_width, 2 * model.width, n) for n in sizes).to(like)
     joints = [like.new_zeros(size, size) for size in sizes]
     players = nn.ModuleList([model.q_trunk, model.q_head, candidates])
     optimizer = common.optimizer(list(players.parameters()), rate)
     near = neighbours(images, model.view)
 
-    def outputs(chosen, heads):                                     # the indices of N images
+    def outputs(chosen, networks):                                  # the indices of N images
         column = torch.randint(near.shape[1], chosen.shape, device=chosen.device)
         pairs = torch.cat([chosen, near[chosen, column]])
         views = model.view(warp(model.floats(images[pairs])))
         with autocast:
             features = model.q_trunk(views)
-            return [head(features) for head in heads]
+            return [network(features) for network in networks]
 
     def descend(loss):
         optimizer.zero_grad()
@@ -630,8 +607,7 @@ def scores(model: InfoGAN, data: common.Data, samples=10_000, judge=None) -> dic
     result = {"mi_categorical": [float(information) for information in categorical],
               "mi_categorical_ceiling": [float(torch.special.entr(p).sum()) for p in priors],
               "shares": priors[0].tolist() if priors else [],
-              "mi_continuous": continuous.tolist()}
-    result |= clustering(model, data)
+              "mi_continuous": continuous.tolist()} | clustering(model, data)
     if judge is not None:
         result |= judge.scores(data, model, latent)
     return result
@@ -691,7 +667,6 @@ def figures(model: InfoGAN, confusion=()) -> dict:
 
     # every choice of c1, c2 and c3, in as many steps as make about a megabyte
     count = max(3, min(9, int((1e6 / len(rows) / math.prod(model.shape)) ** 0.5)))
-    rows = rows.clone()
     rows[:, start:] = 0
     for j in range(min(2, len(codes))):
         rows = varied(rows, start + j, steps(count)).flatten(0, 1)
@@ -725,9 +700,9 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
     if run.is_new:
         shown = figures(average.model)
         run.report({}, shown)
-        q_is_new = model.q_trunk is not None and any(
-            name.startswith(("q_", "shares")) for name in run.new_weights)
-        if config.epochs and config.warm_up and config.invariance and q_is_new:
+        q_is_new = any(name.startswith(("q_", "shares")) for name in run.new_weights)
+        wanted = config.epochs and config.warm_up and config.invariance and q_is_new
+        if wanted and model.q_trunk is not None:
             began = time.perf_counter()
             warm_up(model, run.data.images, config.warm_up, batch_size=config.batch_size,
                     autocast=autocast, progress=run.progress("warming up"))
@@ -741,8 +716,7 @@ def train(config: Config) -> tuple[InfoGAN, common.Run]:
             run.log(step(real))
         found = scores(average.model, run.data, config.samples)
         run.report(found, figures(average.model, found.get("confusion", ())))
-    judge = common.Judge.for_data(run.data)
-    found = scores(average.model, run.data, config.samples, judge)
+    found = scores(average.model, run.data, config.samples, common.Judge.for_data(run.data))
     run.report(found, figures(average.model, found.get("confusion", ())))
     return average.model.eval().requires_grad_(), run
 
