@@ -3711,7 +3711,7 @@ def test_a_study_is_plotted():
                   "runs": {"a": runs}}
         Path("s.json").write_text(json.dumps(record))
         study.main(["plot", "s.json", "rho"])
-        lines = re.findall(r'points="([^"]*)"', Path("s-rho.svg").read_text())
+        lines = re.findall(r'points="([^"]*)"', Path("s-rho-training.svg").read_text())
         corners = ["70.0,240.0 260.0,40.0 450.0,140.0", "165.0,240.0 450.0,140.0",
                    "117.5,240.0 355.0,90.0"]                      # two runs, and their mean
         assert lines == corners

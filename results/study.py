@@ -405,9 +405,9 @@ def chosen(path, arms):
 
 
 def plot(path, score, across=None, arms=()):
-    """Write STUDY-SCORE.svg beside a study: a score in its `history` over the training, a thin line
-    a run, a thick one the mean of an arm; or over the sum so far of another history, `seconds`.
-    InputError if the study has no such history."""
+    """Write STUDY-SCORE-training.svg beside a study: a score in its `history` over the training, a
+    thin line a run, a thick one the mean of an arm; or STUDY-SCORE-seconds.svg, over the sum so far
+    of that history. InputError if the study has no such history."""
     lines = {}                                                    # arm -> its runs' points
     results, others = chosen(path, arms)
     for arm, runs in results.items():
@@ -417,7 +417,7 @@ def plot(path, score, across=None, arms=()):
             steps = history.get(across, []) if across else [1 / max(1, len(values))] * len(values)
             points = list(zip(itertools.accumulate(steps), values))
             lines[arm].append([(x, y) for x, y in points if y is not None])
-    name = f"{score}-{across}" if across else score
+    name = f"{score}-{across or 'training'}"
     circles = {other: pairs(scores, across, score) for other, scores in others.items() if across}
     draw(path, name, lines, across or "fraction of the training", score, circles)
 
