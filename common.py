@@ -603,7 +603,9 @@ def shuffled(images, labels):
     for i, place in enumerate(places):
         while place < i:                              # an earlier swap has moved it on
             place = places[place]
-        images[[i, place]] = images[[place, i]]
+        kept = images[i].clone()
+        images[i] = images[place]
+        images[place] = kept
     return images, labels[order]
 
 
@@ -1007,7 +1009,8 @@ def save_grid(images: Tensor | list[Tensor], path: str | Path, columns: int = 10
     if images.is_floating_point():
         refuse_outside(images)
     images, path = floats(images), Path(path)
-    if columns < 1 or path.suffix.lower() in (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif"):
+    others = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+    if columns < 1 or path.suffix.lower() in others:
         raise InputError(f"{path} in {columns} columns; expected a .png or a folder, and 1 or more")
     if images.ndim == 3:
         write_file(path, png(grid(images[None], 1, scale=1, border=0)))
@@ -1307,8 +1310,8 @@ class RunConfig:
 
     def arguments(self, function):
         """The options that a function or class takes, name -> value."""
-        return {name: value for name, value in vars(self).items()
-                if name in inspect.signature(function).parameters}
+        names = inspect.signature(function).parameters
+        return {name: value for name, value in vars(self).items() if name in names}
 
 
 def flag_of(name):

@@ -7,7 +7,7 @@
 Chen, Duan, Houthooft, Schulman, Sutskever and Abbeel 2016, arXiv 1606.03657.
 
 G makes an image from noise z and codes c, categories c1.. and continuous c2, c3... The recognition
-network Q(c|x), in the paper a second head of the discriminator D, predicts the codes from it.
+network Q(c|x), in the paper a second head of the discriminator D, predicts the codes from x.
 Rewarding right predictions maximises a lower bound of the mutual information I(c; G(z, c)), so each
 code comes to mean something visible: on MNIST c1 is the digit, c2 its slant and c3 its width.
 
@@ -248,7 +248,7 @@ class InfoGAN(common.Model):
         return torch.cat(parts, 1)
 
     def q(self, images):
-        """The whole of it, of images (N, C, H, W)."""
+        """Q's whole output (N, .) for images (N, C, H, W)."""
         return self.read(self.d_trunk(images), images)
 
     def categorise(self, images):
@@ -293,7 +293,7 @@ class InfoGAN(common.Model):
         return torch.cat([noise, *onehots, values], 1).to(next(self.parameters()))
 
     def _given(self, codes, drawn, name, expected):
-        """Drawn codes (n, C), categories or continuous ones, where a user gave some those in their
+        """`drawn` codes (n, C), categories or continuous ones, with those that a user gave in their
         place; InputError that says what is expected."""
         try:
             if isinstance(codes, (list, tuple)) and any(value is None for value in codes):

@@ -191,6 +191,8 @@ class OGAN(common.Model):
         """Fit the mixture to the codes of up to `most` of these images (N, C, H, W), evenly spaced:
         a Gaussian for every 200; of fewer it is N(0, I). A moving average forgets it as it goes on:
         fit it last. (Ex-post density estimation, Ghosh et al. 2020.)"""
+        if self.components == 0:
+            return
         z = self.encode(images[::max(1, -(-len(images) // most))])
         count = min(self.components, len(z) // 200)
         self.means.zero_()

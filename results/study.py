@@ -53,6 +53,7 @@ import torch.nn.functional as F
 from common import InputError
 
 SCRIPTS = {"infogan.py", "ogan.py", "results/introvae.py", "results/shadow.py"}
+MODELS = {cls.METHOD: cls for cls in (infogan.InfoGAN, ogan.OGAN, introvae.IntroVAE)}
 
 # ---------------------------------------------------------------- measures
 
@@ -61,19 +62,16 @@ def measures(folder, base=Path()):
     """What the codes of a finished InfoGAN run do, for JSON; of O-GAN and IntroVAE the Frechet
     distance of samples of N(0, I). The run's data folder is looked for from `base`."""
     config = json.loads(Path(folder, "config.json").read_text())
+    if config["method"] not in MODELS:
+        return {}
     data = common.load_data(config["data"], Path(base, config["data_root"]))
     data.limit(config.get("limit", 0))
     n = min(config["samples"], len(data.images))
-    encoders = {"ogan": ogan.OGAN, "introvae": introvae.IntroVAE}
-    if config["method"] in encoders:
-        model = encoders[config["method"]].load(folder)
-        latent = model.sample_latent(n, torch.Generator(model.device).manual_seed(0))
+    model = MODELS[config["method"]].load(folder)
+    latent = model.sample_latent(n, rng=torch.Generator(model.device).manual_seed(0))
+    if config["method"] != "infogan":
         found = common.Judge.for_data(data).scores(data, model, latent)
         return common.defined({"frechet_prior": found["frechet"]})
-    if config["method"] != "infogan":
-        return {}
-    model = infogan.InfoGAN.load(folder)
-    latent = model.sample_latent(n, rng=torch.Generator(model.device).manual_seed(0))
     result = {}
     if model.continuous:
         judge = common.Judge.for_data(data)
@@ -112,8 +110,8 @@ def judges(folders):
         test = common.in_batches(judge.features, data.test_images[:n])
         distances[task] = []
         for folder, config in zip(folders, configs):
-            cls = infogan.InfoGAN if config["method"] == "infogan" else ogan.OGAN
-            samples = cls.load(folder).sample(n, rng=torch.Generator().manual_seed(0))
+            model = MODELS[config["method"]].load(folder)
+            samples = model.sample(n, rng=torch.Generator().manual_seed(0))
             features = common.in_batches(judge.features, samples)
             distances[task].append(common.frechet_distance(features, test))
     found = torch.tensor(list(distances.values()))
